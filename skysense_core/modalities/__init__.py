@@ -1,0 +1,106 @@
+"""A modality is data: bands, product level, unit, pixel size, statistics and encoder, in a TOML file.
+
+The packaged files stand beside this one; a data set or a user may bring another (a band subset, RGB+NIR, 8-bit SAR),
+and every model folder holds the copy that it was trained with.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from jaxtyping import Float
+
+from skysense_core import config
+from skysense_core.errors import unknown
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Band:
+    """One band: its name, what else files call it, and its statistics in the modality's unit."""
+
+    name: str
+    aliases: tuple[str, ...] = ()
+    mean: float
+    std: float
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Every name that a file may use, the own one first."""
+        return (self.name, *self.aliases)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Modality:
+    """What a sensor delivers and which encoder reads it."""
+
+    name: str
+    """Key in every dictionary of modalities: hr, s2, s1 or an own one."""
+    title: str
+    encoder: Literal["swin", "vit"]
+    level: str
+    """Product level, e.g. L2A or L1C; a scene that states another one is refused."""
+    unit: str
+    gsd: float
+    """Metres per pixel that the encoder expects."""
+    window: int
+    """Side of a training crop and of a prediction window, in this modality's own pixels."""
+    dates: int
+    """Most dates of a series drawn in training."""
+    bands: tuple[Band, ...]
+
+    @property
+    def band_names(self) -> tuple[str, ...]:
+        return tuple(band.name for band in self.bands)
+
+    @property
+    def mean(self) -> Float[np.ndarray, "c"]:
+        return np.array([band.mean for band in self.bands], dtype=np.float64)
+
+    @property
+    def std(self) -> Float[np.ndarray, "c"]:
+        return np.array([band.std for band in self.bands], dtype=np.float64)
+
+    def with_statistics(self, mean: Float[np.ndarray, "c"], std: Float[np.ndarray, "c"]) -> "Modality":
+        """A copy with a data set's own mean and standard deviation per band."""
+        pairs = zip(self.bands, mean.tolist(), std.tolist(), strict=True)
+        return replace(self, bands=tuple(replace(band, mean=m, std=s) for band, m, s in pairs))
+
+    def with_bands(self, names: tuple[str, ...]) -> "Modality":
+        """A copy with these bands in this order, each known by its name or an alias. Raises UsageError otherwise."""
+        by_name = {name.lower(): band for band in self.bands for name in band.names}
+        for name in names:
+            if name.lower() not in by_name:
+                raise unknown(f"band of {self.name}", name, [band.name for band in self.bands])
+        return replace(self, bands=tuple(by_name[name.lower()] for name in names))
+
+
+def packaged() -> tuple[str, ...]:
+    """Names of the modality files that ship with the package, sorted."""
+    return tuple(sorted(path.stem for path in Path(__file__).parent.glob("*.toml")))
+
+
+def load(name: str, overrides: Mapping[str, Any] | None = None) -> Modality:
+    """The packaged modality `name` with some fields overridden.
+
+    `overrides` is the user's `[modalities.NAME]` table: any field, `bands` as a list of names to select some, or
+    `file` for a TOML file that takes the packaged one's place. Raises UsageError for an unknown name or field.
+    """
+    table = dict(overrides or {})
+    if "file" in table:
+        path = Path(table.pop("file"))
+    elif name in packaged():
+        path = Path(__file__).parent / f"{name}.toml"
+    else:
+        raise unknown("modality", name, packaged())
+    selected = table.pop("bands", None)
+    if selected is not None and not all(isinstance(item, str) for item in selected):
+        table["bands"], selected = selected, None
+    modality = config.build(Modality, {"name": name, **config.load_toml(path), **table}, f"modalities.{name}")
+    return modality if selected is None else modality.with_bands(tuple(selected))
+
+
+def from_table(table: Mapping[str, Any]) -> Modality:
+    """A modality from the copy that a model folder holds."""
+    return config.build(Modality, table, f"modalities.{table.get('name', '?')}")

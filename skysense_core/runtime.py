@@ -1,0 +1,69 @@
+"""The machine: device, precision, seeds, memory and signals. Nothing else in the project asks torch about hardware."""
+
+import contextlib
+import resource
+import signal
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+
+from skysense_core.errors import Interrupted, UsageError
+
+
+def choose_device(name: str = "auto") -> torch.device:
+    """The device of a `--device` value: auto, cpu, cuda, cuda:1, mps. Raises UsageError where it is not there."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise UsageError(f"--device {name}: not available here: {reason}", fix="Use --device cpu or auto.") from None
+    return device
+
+
+def has_bfloat16(device: torch.device) -> bool:
+    """Whether bfloat16 is done by the hardware (and not emulated, which would be slower than float32)."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type == "cpu":
+        return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+    return False
+
+
+def autocast(device: torch.device, precision: str) -> torch.autocast:
+    """The autocast context of a `--precision` value: auto (bf16 where the hardware has it), bf16 or fp32."""
+    bf16 = precision == "bf16" or (precision == "auto" and has_bfloat16(device))
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16)
+
+
+def generator(*key: int) -> np.random.Generator:
+    """A numpy generator that depends on nothing but the key, e.g. (seed, epoch, sample index)."""
+    return np.random.default_rng(key)
+
+
+def seed_step(*key: int) -> None:
+    """Seed torch from a key, e.g. (seed, step): a resumed run draws what the uninterrupted one would have drawn."""
+    torch.manual_seed(int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> np.uint64(1)))
+
+
+def peak_memory() -> int:
+    """Highest resident memory of this process so far, in bytes."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+@contextlib.contextmanager
+def interruptible(message: str) -> Iterator[None]:
+    """Within, SIGTERM and SIGINT raise Interrupted (exit codes 143 and 130) with `message`: what is kept, how to resume."""
+
+    def stop(number: int, _frame: object) -> None:
+        raise Interrupted(number, message)
+
+    previous = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

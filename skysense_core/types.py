@@ -1,0 +1,60 @@
+"""The nouns of the project, and the one legend of dimension letters.
+
+Legend, used by every shape in the code:
+    b batch   t dates of a series   c bands   h, w rows and columns of pixels
+    d feature channels   n tokens   k classes   r regions   p prototypes
+
+Everything here is numpy: torch begins in `data.batch`.
+"""
+
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+from jaxtyping import Bool, Int, Num, UInt8
+from odc.geo.geobox import GeoBox
+from shapely import Polygon
+
+IGNORE = 255
+"""Label value that no loss and no metric looks at; also the nodata value of class maps on disk."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Raster:
+    """One modality over one footprint, as a time series (t = 1 for a single image), in its native dtype and unit."""
+
+    pixels: Num[np.ndarray, "t c h w"]
+    valid: Bool[np.ndarray, "t h w"]
+    """False for nodata, cloud, padding or absence; pixels there are never read."""
+    days: Int[np.ndarray, "t"]
+    """Days since 1970-01-01; meaningful where `dated`."""
+    dated: Bool[np.ndarray, "t"]
+    """False where no acquisition date is known: such an image gets no date embedding."""
+    geobox: GeoBox | None = None
+    """Its own grid; None for pictures without georeference."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClassMap:
+    """A label as a map of class codes 0..k-1; `IGNORE` where nothing is known."""
+
+    codes: UInt8[np.ndarray, "h w"]
+    geobox: GeoBox | None = None
+
+
+Label: TypeAlias = ClassMap
+"""What a source knows of the truth of one sample; a task encodes it into its target."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sample:
+    """Aligned imagery of one place: one or several epochs of {modality: Raster}, and what is known of it."""
+
+    id: str
+    epochs: tuple[dict[str, Raster], ...]
+    """One for most tasks, two for before/after, 24 for monthly semantic change."""
+    footprint: Polygon | None = None
+    """Outline in EPSG:4326."""
+    lonlat: tuple[float, float] | None = None
+    """Centre in degrees (EPSG:4326); chooses the geo-context region."""
+    label: Label | None = None
