@@ -15,6 +15,11 @@ from jaxtyping import Float
 from skysense_core import config
 from skysense_core.errors import unknown
 
+CELL = {"swin": 32, "vit": 1}
+"""Side of one fusion cell in pixels of each encoder (METHOD 2, Alignment)."""
+CELLS = 4
+"""Windows are multiples of so many fusion cells, the patch of the ViT (METHOD 3)."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Band:
@@ -104,3 +109,19 @@ def load(name: str, overrides: Mapping[str, Any] | None = None) -> Modality:
 def from_table(table: Mapping[str, Any]) -> Modality:
     """A modality from the copy that a model folder holds."""
     return config.build(Modality, table, f"modalities.{table.get('name', '?')}")
+
+
+def finest(modalities: Mapping[str, Modality]) -> str:
+    """Name of the reference modality: the smallest gsd, the first of equals. Labels and outputs lie on its grid."""
+    return min(modalities, key=lambda name: modalities[name].gsd)
+
+
+def side_beside(reference: Modality, modality: Modality, side: int) -> int:
+    """Pixels of a modality along `side` pixels of the reference.
+
+    The pixel sizes' ratio, where it is about 32 exactly that of the encoders' grids (0.3 m beside 10 m), in whole
+    tokens of the fusion grid (METHOD 2, Alignment).
+    """
+    ratio, cells = modality.gsd / reference.gsd, CELL[reference.encoder] / CELL[modality.encoder]
+    ratio = cells if abs(ratio / cells - 1) <= 0.1 else ratio
+    return max(round(side / ratio / CELLS), 1) * CELLS

@@ -1,0 +1,93 @@
+"""Vision transformer for the Sentinel modalities (METHOD 2), numerically the authors' encoder.
+
+timm carries the layers.
+"""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from jaxtyping import Float
+from timm.models.vision_transformer import Block
+from torch import Tensor, nn
+
+from skysense_core.model.presets import VitSpec
+
+PATCH = 4
+
+
+def transformer(width: int, depth: int, heads: int, *, eps: float, drop_path: float) -> nn.ModuleList:
+    """Pre-norm layers with MLPs four times as wide; `drop_path` grows linearly to its value at the last layer."""
+    rates = torch.linspace(0, drop_path, depth, device="cpu").tolist()
+    norm: Any = partial(nn.LayerNorm, eps=eps)
+    return nn.ModuleList(Block(width, heads, qkv_bias=True, drop_path=rate, norm_layer=norm) for rate in rates)
+
+
+class VisionTransformer(nn.Module):
+    """Images of any size to one feature map per level, all at stride 4 (rounded up), without a final norm.
+
+    `levels` are layer numbers. With `class_token` a class token runs through the layers; its output is not returned.
+    `eps` is that of the layer norms.
+    """
+
+    def __init__(
+        self,
+        spec: VitSpec,
+        bands: int,
+        *,
+        levels: Sequence[int] | None = None,
+        class_token: bool = True,
+        eps: float = 1e-5,
+        drop_path: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.levels = spec.levels if levels is None else tuple(levels)
+        self.strides = (PATCH,) * len(self.levels)
+        self.native = spec.native // PATCH
+        self.projection = nn.Conv2d(bands, spec.width, kernel_size=PATCH, stride=PATCH)
+        self.class_token = nn.Parameter(torch.zeros(1, 1, spec.width)) if class_token else None
+        # The first entry belongs to the class token, whether it runs or not.
+        self.positions = nn.Parameter(torch.zeros(1, 1 + self.native**2, spec.width))
+        self.layers = transformer(spec.width, spec.depth, spec.heads, eps=eps, drop_path=drop_path)
+
+    def forward(self, images: Float[Tensor, "b c h w"]) -> tuple[Float[Tensor, "b d h2 w2"], ...]:
+        """Normalised images, zero padded on the right and bottom, to the residual stream after each of `levels`."""
+        h, w = images.shape[-2:]
+        patches = self.projection(F.pad(images, (0, -w % PATCH, 0, -h % PATCH)))
+        rows = patches.shape[2]
+        x = rearrange(patches, "b d h w -> b (h w) d") + self.position_table(*patches.shape[2:])
+        if self.class_token is not None:
+            x = torch.cat(((self.class_token + self.positions[:, :1]).expand(len(x), -1, -1), x), dim=1)
+        first = x.shape[1] - patches[0, 0].numel()
+        maps = []
+        for number, layer in enumerate(self.layers):
+            x = layer(x)
+            if number in self.levels:
+                maps.append(rearrange(x[:, first:], "b (h w) d -> b d h w", h=rows))
+        return tuple(maps)
+
+    @property
+    def depth(self) -> int:
+        return len(self.layers)
+
+    def layer_of(self, parameter: str) -> int:
+        """How deep a parameter lies: 0 for patches and positions, then the number of its layer from 1."""
+        part, *place = parameter.split(".")
+        return 1 + int(place[0]) if part == "layers" else 0
+
+    def position_table(self, h: int, w: int) -> Float[Tensor, "1 n d"]:
+        """The table for h x w patches. As the authors do, it is only resized where the number of patches differs."""
+        table = self.positions[:, 1:]
+        if h * w == self.native**2:
+            return table
+        return resize_table(table, h, w)
+
+
+def resize_table(table: Float[Tensor, "1 n d"], h: int, w: int) -> Float[Tensor, "1 m d"]:
+    """A square position table (without class entry) for h x w patches: bicubic, corners not aligned, no antialias."""
+    side = round(table.shape[1] ** 0.5)
+    grid = rearrange(table, "1 (h w) d -> 1 d h w", h=side)
+    return rearrange(F.interpolate(grid, size=(h, w), mode="bicubic", align_corners=False), "1 d h w -> 1 (h w) d")
