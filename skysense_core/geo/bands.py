@@ -1,0 +1,125 @@
+"""Bands are found by name, never by their number: descriptions first, then the file's name, then colours.
+
+ESA (`B04`), STAC (`red`, `nir08`, `vv`), HLS (`Red_Edge1`) and openEO (`S2-L2A-B04`) names are understood; a modality's
+file says which of them mean the same band.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+
+from skysense_core.errors import UsageError
+
+_GENERIC = re.compile(r"(band|layer|channel)?[\s_-]*\d*", re.IGNORECASE)
+_COMMON = frozenset(  # STAC's common names
+    {"pan", "coastal", "blue", "green", "red", "rededge", "nir", "nir08", "nir09", "swir16", "swir22"}
+)
+_SENSOR_CODE = re.compile(r"[A-Za-z]{1,3}\d{1,2}[A-Za-z]?|[VH][VH]", re.IGNORECASE)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Found:
+    """How one band of a file may be called."""
+
+    names: tuple[str, ...] = ()
+    weak: bool = False
+    """Known by its display colour only: a band that is named so elsewhere wins (B04 over the red of a quick-look)."""
+
+    loose: bool = False
+    """The names are words of a file name, of which at most one means a band."""
+
+    @property
+    def label(self) -> str | None:
+        """The one name by which to call it; None where it has none."""
+        known = [name for name in self.names if not self.loose or _is_band_word(name)]
+        return known[0] if known else None
+
+
+def canonical(name: str) -> str:
+    """The form in which names are compared: `Red_Edge 1` and `rededge1` are one."""
+    return re.sub(r"[\s_-]", "", name).lower()
+
+
+def _is_band_word(word: str) -> bool:
+    return bool(_SENSOR_CODE.fullmatch(word)) or canonical(word) in _COMMON
+
+
+def by_description(text: str | None) -> Found | None:
+    """The names in a band description: all of it, what precedes a comma, and a sensor's band code at its end."""
+    if not text or _GENERIC.fullmatch(text):
+        return None
+    names = [text.strip(), text.split(",")[0].strip()]
+    code = re.split(r"[-_.:/\s]", names[1])[-1]
+    names += [code] if _SENSOR_CODE.fullmatch(code) else []
+    return Found(names=tuple(dict.fromkeys(names)))
+
+
+def by_file_name(path: str) -> Found:
+    """The words of a single-band file's name, the last one first: `T33UUU_20170216T102101_B04_10m.jp2`."""
+    stem = PurePosixPath(path.split("?")[0].replace("\\", "/")).stem
+    words = [word for word in reversed(re.split(r"[_.\-\s]", stem)) if word and not word.isdigit()]
+    return Found(names=tuple(words), loose=True)
+
+
+def by_user(names: Sequence[str], count: int, path: str) -> tuple[Found, ...]:
+    """The user's `--bands` for a file of `count` bands; `-` leaves one out. Raises UsageError on another number."""
+    if len(names) != count:
+        raise UsageError(
+            f"{path} has {count} band{'s' * (count != 1)}, and --bands names {len(names)} ({', '.join(names)})",
+            fix="Name every band of the file, in the file's order; - leaves one out.",
+        )
+    return tuple(Found(names=() if name == "-" else (name,)) for name in names)
+
+
+def match(wanted: Sequence[tuple[str, ...]], found: Sequence[Found], path: str) -> dict[int, int]:
+    """{position of a wanted band: position of the file's band that is it}, for the wanted bands that the file has.
+
+    A wanted band is its accepted names, the preferred first. Raises UsageError where two bands have the same name.
+    """
+    matches: dict[int, int] = {}
+    for position, names in enumerate(wanted):
+        for name in map(canonical, names):
+            for strong in (True, False):
+                hits = _holders(name, [item if item.weak is not strong else Found() for item in found])
+                if len(hits) > 1:
+                    raise UsageError(
+                        f"{path}: bands {' and '.join(str(hit + 1) for hit in hits)} are both called {name}",
+                        fix="Say which is which, - leaving one out: --bands "
+                        + ",".join(item.label or "-" for item in found),
+                    )
+                if hits and position not in matches:
+                    matches[position] = hits[0]
+    return matches
+
+
+def _holders(name: str, found: Sequence[Found]) -> list[int]:
+    """The bands that have this name; a whole description wins over a part of one."""
+    ranks = {
+        index: [canonical(item) for item in band.names].index(name)
+        for index, band in enumerate(found)
+        if name in [canonical(item) for item in band.names]
+    }
+    return [index for index, rank in ranks.items() if rank == min(ranks.values())]
+
+
+def missing(
+    wanted: Sequence[tuple[str, ...]], absent: Sequence[int], found: Mapping[str, Sequence[Found]]
+) -> UsageError:
+    """The error for wanted bands that no file has: what was found where, and the option that fixes it."""
+    names = ", ".join(wanted[position][0] for position in absent)
+    shown = [f"{path}: {_listing(bands)}" for path, bands in list(found.items())[:4]]
+    more = [f"and {len(found) - 4} more files"] if len(found) > 4 else []
+    most = max(found.values(), key=len)
+    fix = "Give the files of all bands together; --bands names the bands of a file in its order."
+    if len(most) >= len(absent):
+        example = ",".join([names[0] for names in wanted] + ["-"] * (len(most) - len(wanted)))
+        fix = f"Name the bands of the file in its order (- leaves one out), for example --bands {example}"
+    return UsageError(f"no band is called {names}; found " + "; ".join([*shown, *more]), fix=fix)
+
+
+def _listing(bands: Sequence[Found]) -> str:
+    count = f"{len(bands)} band{'s' * (len(bands) != 1)}"
+    if not any(band.label for band in bands):
+        return f"{count} without names"
+    return f"{count} ({', '.join(band.label or 'unnamed' for band in bands)})"

@@ -1,0 +1,231 @@
+"""Rasters out: rows of a sweep into a temporary tiled GeoTIFF, then GDAL's COG driver, then one rename.
+
+Everything a map carries (colours, class names, nodata, tags) is set before the copy: an edit afterwards would undo the
+layout of a cloud-optimised GeoTIFF.
+"""
+
+import contextlib
+import os
+import shutil
+import tempfile
+import xml.etree.ElementTree as ET
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import rasterio
+import rasterio.shutil
+from jaxtyping import Num
+from odc.geo.geobox import GeoBox
+from rasterio._err import CPLE_BaseError
+from rasterio.errors import RasterioError
+from rasterio.windows import Window as RasterioWindow
+
+from skysense_core.errors import SkysenseError
+from skysense_core.geo.grid import ground_gsd
+from skysense_core.geo.raster import open_stack
+from skysense_core.geo.windows import Window
+
+BLOCK = 512
+"""Side of a block in pixels, on temporary files too: a block is compressed once."""
+FULL = "Is there space left on the disk?"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Product:
+    """What the bands of one output file are."""
+
+    kind: Literal["classes", "continuous"]
+    """Classes are warped and reduced by nearest neighbour and mode, values by interpolation and averages."""
+    bands: tuple[str, ...]
+    """Description of each band."""
+    dtype: str = "uint8"
+    nodata: float = 255.0
+    scale: float = 1.0
+    """Value = stored number * scale + offset."""
+    offset: float = 0.0
+    classes: tuple[str, ...] = ()
+    """Names of the codes 0..k-1."""
+    colours: tuple[str, ...] = ()
+    """One `#rrggbb` per class."""
+    tags: Mapping[str, str] = field(default_factory=dict)
+
+
+class RowWriter:
+    """Writes strips of rows, top to bottom, as a tiled GeoTIFF; a context manager.
+
+    Rows are held until a row of blocks is complete, so no block is compressed twice. A strip begins at a multiple of
+    BLOCK columns. Raises SkysenseError where the file cannot be written, e.g. on a full disk.
+    """
+
+    def __init__(self, path: Path, grid: GeoBox, product: Product) -> None:
+        self.path = path
+        self._height = grid.shape.y
+        self._count = len(product.bands)
+        self._row = self._col = self._held = 0
+        self._rows = np.empty((self._count, 0, 0), dtype=product.dtype)
+        with _explained(path):
+            self._dataset = rasterio.open(path, "w", **_profile(grid, product))
+        if product.colours:
+            table = {code: (*bytes.fromhex(colour.lstrip("#")), 255) for code, colour in enumerate(product.colours)}
+            self._dataset.write_colormap(1, table | {int(product.nodata): (0, 0, 0, 0)})
+        for index, name in enumerate(product.bands, start=1):
+            self._dataset.set_band_description(index, name)
+        if (product.scale, product.offset) != (1.0, 0.0):
+            self._dataset.scales = (product.scale,) * self._count
+            self._dataset.offsets = (product.offset,) * self._count
+        names = {f"CLASS_{code}": name for code, name in enumerate(product.classes)}
+        self._dataset.update_tags(**names, **product.tags)
+
+    def write(self, window: Window, rows: Num[np.ndarray, "c n w"]) -> None:
+        """The next rows of a strip (`window` says where), or the first ones of the next strip."""
+        if window.row == 0:
+            self._row, self._col, self._held = 0, window.col, 0
+            self._rows = np.empty((self._count, BLOCK, window.width), dtype=rows.dtype)
+        while rows.shape[1]:
+            n = min(BLOCK - self._held, rows.shape[1])
+            self._rows[:, self._held : self._held + n] = rows[:, :n]
+            self._held, rows = self._held + n, rows[:, n:]
+            if self._held == BLOCK or self._row + self._held == self._height:
+                self._flush()
+
+    def _flush(self) -> None:
+        place = RasterioWindow(self._col, self._row, self._rows.shape[2], self._held)
+        with _explained(self.path):
+            self._dataset.write(self._rows[:, : self._held], window=place)
+        self._row, self._held = self._row + self._held, 0
+
+    def __enter__(self) -> "RowWriter":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        with _explained(self.path):
+            self._dataset.close()
+
+
+def warp(source: Path, grid: GeoBox, product: Product) -> Path:
+    """The raster `source` on another grid, beside it: nearest neighbour for classes, bilinear for values."""
+    path = source.with_name(f"warped_{source.name}")
+    stack = open_stack([source], bands=None)
+    with RowWriter(path, grid, product) as writer:
+        for row in range(0, grid.shape.y, BLOCK):
+            window = Window(row=row, col=0, height=min(BLOCK, grid.shape.y - row), width=grid.shape.x)
+            part = stack.read(window.geobox(grid), resampling="nearest" if product.kind == "classes" else "bilinear")
+            rows = np.rint(part.pixels[0]).astype(product.dtype)
+            rows[:, ~part.valid[0]] = product.nodata
+            writer.write(window, rows)
+    return path
+
+
+def write_cog(source: Path, product: Product, options: Mapping[str, str] | None = None) -> Path:
+    """Copy a GeoTIFF of `RowWriter` into a cloud-optimised one beside it, ready for `publish`.
+
+    `options`: creation options of GDAL's COG driver that replace ours. Class names go into GDAL's sidecar (.aux.xml)
+    besides the tags, where QGIS looks for them. Raises SkysenseError where GDAL cannot write.
+    """
+    integer = np.issubdtype(np.dtype(product.dtype), np.integer)
+    creation = {
+        "COMPRESS": "DEFLATE",
+        "PREDICTOR": "STANDARD" if integer else "FLOATING_POINT",
+        "BLOCKSIZE": str(BLOCK),
+        "OVERVIEWS": "IGNORE_EXISTING",
+        "OVERVIEW_RESAMPLING": "MODE" if product.kind == "classes" else "AVERAGE",
+        "BIGTIFF": "IF_SAFER",
+        **{key.upper(): value for key, value in (options or {}).items()},
+    }
+    described, copy = source.with_suffix(".vrt"), source.with_suffix(".cog.tif")
+    with _explained(source):
+        rasterio.shutil.copy(source, described, driver="VRT")
+        if product.classes:
+            _name_categories(described, product.classes)
+        rasterio.shutil.copy(described, copy, driver="COG", **creation)
+    _check(copy)
+    return copy
+
+
+def publish(copy: Path, out: Path) -> None:
+    """Let a finished file and its sidecar appear under their names; both lie on one file system (`scratch_beside`)."""
+    sidecar = Path(f"{copy}.aux.xml")
+    if sidecar.exists():
+        sidecar.replace(f"{out}.aux.xml")
+    else:
+        Path(f"{out}.aux.xml").unlink(missing_ok=True)
+    copy.replace(out)
+
+
+@contextlib.contextmanager
+def scratch_beside(out: Path) -> Iterator[Path]:
+    """A temporary folder on the file system of `out`; it is gone afterwards, whatever happens."""
+    try:
+        folder = tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent)
+    except OSError as error:
+        raise SkysenseError(f"{out.parent}: cannot write there: {error.strerror}", fix="Use another --out.") from None
+    try:
+        yield Path(folder)
+    finally:
+        shutil.rmtree(folder)
+
+
+def class_areas(path: Path, classes: int) -> tuple[float, ...]:
+    """Square metres on the ground of each class code 0..classes-1 of a class map."""
+    areas = np.zeros(classes)
+    with rasterio.open(path) as dataset:
+        grid = GeoBox((dataset.height, dataset.width), dataset.transform, str(dataset.crs))
+        for row in range(0, dataset.height, BLOCK):
+            height = min(BLOCK, dataset.height - row)
+            codes = dataset.read(1, window=RasterioWindow(0, row, dataset.width, height))
+            part = Window(row=row, col=0, height=height, width=dataset.width).geobox(grid)
+            areas += np.bincount(codes.ravel(), minlength=256)[:classes] * ground_gsd(part) ** 2
+    return tuple(areas.tolist())
+
+
+def _profile(grid: GeoBox, product: Product) -> dict[str, object]:
+    return {
+        "driver": "GTiff",
+        "height": grid.shape.y,
+        "width": grid.shape.x,
+        "count": len(product.bands),
+        "dtype": product.dtype,
+        "crs": str(grid.crs),
+        "transform": grid.affine,
+        "nodata": product.nodata,
+        "tiled": True,
+        "blockxsize": BLOCK,
+        "blockysize": BLOCK,
+        "interleave": "band",
+        "compress": "deflate",
+        "zlevel": 1,
+        "BIGTIFF": "IF_SAFER",
+        "SPARSE_OK": True,
+    }
+
+
+def _name_categories(vrt: Path, classes: tuple[str, ...]) -> None:
+    tree = ET.parse(vrt)
+    band = tree.find("VRTRasterBand")
+    assert band is not None  # GDAL wrote the file a moment ago
+    names = ET.SubElement(band, "CategoryNames")
+    for name in classes:
+        ET.SubElement(names, "Category").text = name
+    tree.write(vrt)
+
+
+def _check(copy: Path) -> None:
+    """On a full disk GDAL may lose the last block without an error, when it closes the file: compare with its size."""
+    with _explained(copy), rasterio.open(copy) as dataset:
+        for index in range(1, dataset.count + 1):
+            for (i, j), window in dataset.block_windows(index):
+                offset = dataset.get_tag_item(f"BLOCK_OFFSET_{j}_{i}", "TIFF", bidx=index)
+                size = dataset.get_tag_item(f"BLOCK_SIZE_{j}_{i}", "TIFF", bidx=index)
+                if offset and int(offset) + int(size) > os.path.getsize(copy):
+                    raise SkysenseError(f"{copy}: cut short at {window}", fix=FULL)
+
+
+@contextlib.contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (RasterioError, CPLE_BaseError, OSError) as error:
+        raise SkysenseError(f"{path}: cannot be written: {error}", fix=FULL) from error

@@ -1,0 +1,81 @@
+"""Which files an input means: a file, a glob or a folder, or anything that GDAL takes instead of a path."""
+
+import glob
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from skysense_core.errors import SkysenseError, UsageError, did_you_mean
+
+RASTERS = frozenset(
+    {".tif", ".tiff", ".jp2", ".j2k", ".vrt", ".img", ".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".asc", ".kea"}
+)
+CUBES = frozenset({".nc", ".nc4", ".cdf", ".zarr"})
+
+
+def is_cube(path: str) -> bool:
+    """Whether xarray reads it (NetCDF, Zarr) rather than GDAL."""
+    return Path(path.rstrip("/")).suffix.lower() in CUBES and not path.startswith("/vsi")
+
+
+def is_remote(path: str) -> bool:
+    """Whether reading it goes over a network."""
+    return "://" in path or path.startswith(
+        ("/vsicurl", "/vsis3", "/vsigs", "/vsiaz", "/vsiadls", "/vsioss", "/vsihdfs")
+    )
+
+
+def is_plain(path: str) -> bool:
+    """Whether it is an ordinary path of this machine: no URL, GDAL virtual file system or `DRIVER:` prefix."""
+    return not ("://" in path or path.startswith("/vsi") or re.match(r"[A-Za-z0-9_]{2,}:", path))
+
+
+def natural(text: str) -> list[tuple[int, int | str]]:
+    """Sort key by which tile9 comes before tile10."""
+    return [(0, int(part)) if part.isdigit() else (1, part.lower()) for part in re.split(r"(\d+)", text) if part]
+
+
+def expand(paths: str | Path | Sequence[str | Path]) -> tuple[str, ...]:
+    """Every raster that the paths, globs and folders mean, each once, in the given order and naturally within one.
+
+    A folder means the rasters in it, or else those below it; sidecar files (.ovr, .msk, .aux.xml) are none. Raises
+    SkysenseError where something is missing or empty.
+    """
+    if isinstance(paths, str | Path):
+        paths = [paths]
+    if not paths:
+        raise UsageError("no raster given")
+    found = [file for path in paths for file in _expand_one(str(path))]
+    return tuple(dict.fromkeys(found))
+
+
+def _expand_one(path: str) -> list[str]:
+    if not is_plain(path) or Path(path).is_file() or (is_cube(path) and Path(path).is_dir()):
+        return [path]
+    if Path(path).is_dir():
+        files = _rasters(Path(path), "*") or _rasters(Path(path), "**/*")
+        if not files:
+            raise SkysenseError(
+                f"{path}: no raster in this folder",
+                fix=f"Looked for {' '.join(sorted(RASTERS | CUBES))}; a glob such as '{path}/*.dat' takes any other.",
+            )
+        return files
+    if glob.has_magic(path):
+        files = sorted(glob.glob(path, recursive=True), key=natural)
+        if not files:
+            raise SkysenseError(f"{path}: no file matches")
+        return files
+    parent = Path(path).parent
+    hint = did_you_mean(Path(path).name, (item.name for item in parent.iterdir())) if parent.is_dir() else ""
+    raise SkysenseError(f"{path}: no such file", fix=hint.strip() or None)
+
+
+def _rasters(folder: Path, pattern: str) -> list[str]:
+    files = (
+        str(item)
+        for item in folder.glob(pattern)
+        if item.suffix.lower() in RASTERS | CUBES
+        and not item.name.startswith(".")
+        and not any(parent.suffix == ".zarr" for parent in item.relative_to(folder).parents)
+    )
+    return sorted(files, key=natural)

@@ -1,0 +1,209 @@
+"""Where prediction windows lie and how much each counts: a lattice anchored in the units of the CRS.
+
+A pixel's windows depend on its place on the globe alone, not on the rectangle that was asked for: a part of a scene
+gets the same pixels as the whole, and neighbouring scenes on one grid agree.
+
+    window   |--------------------------------|
+    trim     |--|                          |--|     weight 0: too little context
+    taper       |------|            |------|        sin^2 up, cos^2 down: sums to one with the neighbour's
+    stride                          |--->           the neighbour's taper begins here
+"""
+
+import math
+from dataclasses import dataclass, replace
+
+import numpy as np
+from affine import Affine
+from jaxtyping import Float32
+from odc.geo.geobox import GeoBox
+
+from skysense_core.errors import UsageError
+from skysense_core.geo.grid import LATTICE, pixel_bounds, place
+from skysense_core.types import Raster
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Window:
+    """A rectangle of pixels of a scene; it may reach beyond the scene."""
+
+    row: int
+    col: int
+    height: int
+    width: int
+
+    @property
+    def row_stop(self) -> int:
+        return self.row + self.height
+
+    @property
+    def col_stop(self) -> int:
+        return self.col + self.width
+
+    @property
+    def empty(self) -> bool:
+        return self.height <= 0 or self.width <= 0
+
+    def __and__(self, other: "Window") -> "Window":
+        """The common part; `empty` where there is none."""
+        row, col = max(self.row, other.row), max(self.col, other.col)
+        height, width = min(self.row_stop, other.row_stop) - row, min(self.col_stop, other.col_stop) - col
+        return Window(row=row, col=col, height=max(height, 0), width=max(width, 0))
+
+    def __str__(self) -> str:
+        return f"rows {self.row}-{self.row_stop}, columns {self.col}-{self.col_stop}"
+
+    def geobox(self, grid: GeoBox) -> GeoBox:
+        """The window as a grid of its own, within or beyond `grid`."""
+        a, b, _, d, e, _ = grid.affine[:6]
+        x, y = place(grid.affine, float(self.col), float(self.row))
+        return GeoBox((self.height, self.width), Affine(a, b, x, d, e, y), grid.crs)
+
+    @staticmethod
+    def of(grid: GeoBox) -> "Window":
+        """The whole of a grid."""
+        return Window(row=0, col=0, height=grid.shape.y, width=grid.shape.x)
+
+
+def window_over(grid: GeoBox, part: GeoBox, margin: int = 0) -> Window:
+    """The smallest window of `grid` over the grid `part` (any CRS), `margin` pixels wider, cut to `grid`."""
+    bounds = pixel_bounds(grid, part)
+    if bounds is None:
+        return Window(row=0, col=0, height=0, width=0)
+    # An edge on a pixel's edge, up to float noise, does not take in the next pixel.
+    left, top = (math.floor(edge + LATTICE) - margin for edge in bounds[:2])
+    right, bottom = (math.ceil(edge - LATTICE) + margin for edge in bounds[2:])
+    return Window(row=top, col=left, height=bottom - top, width=right - left) & Window.of(grid)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lattice:
+    """The windows of one scene.
+
+    Along an axis window i starts at i * stride - origin, and at most two windows count at a pixel. The scene's own
+    border is no seam: the outermost windows are those that reach it, with weight 1 up to it.
+    """
+
+    shape: tuple[int, int]
+    """Rows and columns of the scene."""
+    origin: tuple[int, int]
+    """Row and column of the scene's first pixel, counted from the origin of the CRS."""
+    window: int
+    """Side of a window in pixels."""
+    trim: int
+    """Pixels at a window's inner sides that count nothing."""
+    overlap: int
+    """Pixels over which two neighbours blend."""
+
+    def __post_init__(self) -> None:
+        if min(self.trim, self.overlap) < 0 or self.overlap > self.stride:
+            raise ValueError(f"windows of {self.window} px cannot trim {self.trim} px and blend {self.overlap} px")
+
+    @property
+    def stride(self) -> int:
+        return self.window - 2 * self.trim - self.overlap
+
+    @property
+    def rows(self) -> range:
+        """First rows of the windows, from top to bottom; the first may be negative."""
+        return self._starts(self.shape[0], self.origin[0])
+
+    @property
+    def cols(self) -> range:
+        """First columns of the windows, from left to right."""
+        return self._starts(self.shape[1], self.origin[1])
+
+    def windows(self, select: Window | None = None) -> list[Window]:
+        """Every window, row by row; with `select` those that count at one of its pixels."""
+        windows = [
+            Window(row=row, col=col, height=self.window, width=self.window) for row in self.rows for col in self.cols
+        ]
+        return windows if select is None else [window for window in windows if not (self.inner(window) & select).empty]
+
+    def inner(self, window: Window) -> Window:
+        """The part of the scene where the window counts."""
+        top, bottom = self._reach(window.row, self.rows, self.shape[0])
+        left, right = self._reach(window.col, self.cols, self.shape[1])
+        return Window(row=top, col=left, height=bottom - top, width=right - left)
+
+    def weights(self, window: Window) -> tuple[Float32[np.ndarray, "h"], Float32[np.ndarray, "w"]]:
+        """Separable weights of the window's rows and columns.
+
+        The products of all windows sum to one at every pixel of the scene, so nothing needs to be divided at the end.
+        """
+        return self._taper(window.row, self.rows), self._taper(window.col, self.cols)
+
+    def _starts(self, size: int, origin: int) -> range:
+        first = -(origin % self.stride)
+        steps = max(0, math.ceil((size - self.window - first) / self.stride))
+        return range(first, first + steps * self.stride + 1, self.stride)
+
+    def _reach(self, start: int, starts: range, size: int) -> tuple[int, int]:
+        begin = 0 if start == starts[0] else start + self.trim
+        return begin, size if start == starts[-1] else start + self.window - self.trim
+
+    def _taper(self, start: int, starts: range) -> Float32[np.ndarray, "n"]:
+        weights = np.ones(self.window, dtype=np.float32)
+        rise = _rise(self.overlap)
+        if start != starts[0]:
+            weights[: self.trim] = 0
+            weights[self.trim : self.trim + self.overlap] = rise
+        if start != starts[-1]:
+            stop = self.window - self.trim
+            weights[stop:] = 0
+            weights[stop - self.overlap : stop] = rise[::-1]
+        return weights
+
+
+def _rise(n: int) -> Float32[np.ndarray, "n"]:
+    """sin^2(pi/2 (i + 1/2) / n); the second half is one minus the first: with its mirror image it sums to exactly 1."""
+    rise = np.square(np.sin(np.pi / 2 * (np.arange(n) + 0.5) / max(n, 1))).astype(np.float32)
+    half = n // 2
+    rise[n - half :] = 1 - rise[:half][::-1]
+    return rise
+
+
+def lattice_for(grid: GeoBox, window: int, *, align: int, shared: int | None = None) -> Lattice:
+    """The lattice of a scene's grid.
+
+    `align`: window and stride become multiples of it (the coarsest patch or token of the model), so that every
+    window cuts the ground at the same phase. `shared`: pixels that two neighbouring windows have in common, 5/16 of
+    the window by default: about 2.1 passes over each pixel. An eighth of them is trimmed at either side and the rest
+    is blended. Raises UsageError for a window or an overlap that cannot work.
+    """
+    if window < align:
+        raise UsageError(f"--window {window}: smaller than the model's patches", fix=f"Use a multiple of {align}.")
+    window = round(window / align) * align
+    if shared is not None and not 0 <= shared <= window // 2:
+        raise UsageError(f"--overlap {shared}: windows of {window} px share at most {window // 2} px")
+    wanted = window * 11 // 16 if shared is None else window - shared
+    stride = min(max(1, round(wanted / align)) * align, window)
+    trim = (window - stride) // 8
+    overlap = window - stride - 2 * trim
+    return Lattice(shape=(grid.shape.y, grid.shape.x), origin=_origin(grid), window=window, trim=trim, overlap=overlap)
+
+
+def _origin(grid: GeoBox) -> tuple[int, int]:
+    """Row and column of the first pixel, counted from the CRS origin in the grid's own (maybe rotated) pixels."""
+    a, b, x, d, e, y = grid.affine[:6]
+    col, row = place(~Affine(a, b, 0, d, e, 0), x, y)
+    # The fraction of a pixel is the same for all scenes on one grid; floats next to a whole number must not split them.
+    return math.floor(row + LATTICE), math.floor(col + LATTICE)
+
+
+def reflect_pad(raster: Raster, window: Window, scene: tuple[int, int]) -> Raster:
+    """The raster read for the part of `window` inside the scene, mirrored to the whole window, `valid` as well.
+
+    `scene` is (rows, columns); any part down to one pixel can be mirrored.
+    """
+    top, left = max(0, -window.row), max(0, -window.col)
+    bottom, right = max(0, window.row_stop - scene[0]), max(0, window.col_stop - scene[1])
+    if not any((top, left, bottom, right)):
+        return raster
+    border = ((top, bottom), (left, right))
+    grid = raster.geobox
+    return replace(
+        raster,
+        pixels=np.pad(raster.pixels, ((0, 0), (0, 0), *border), mode="reflect"),
+        valid=np.pad(raster.valid, ((0, 0), *border), mode="reflect"),
+        geobox=None if grid is None else replace(window, row=-top, col=-left).geobox(grid),
+    )
