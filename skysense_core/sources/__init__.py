@@ -1,0 +1,64 @@
+"""Labelled data sets by layout: one file each, the module's name is its `--source` name.
+
+A source is a frozen dataclass whose fields are the `[data]` table; `open` gives one part of it as a `types.Split`.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Protocol, TypeAlias, runtime_checkable
+
+from skysense_core import config, registry
+from skysense_core.errors import SkysenseError, UsageError
+from skysense_core.modalities import Modality
+from skysense_core.types import Split
+
+PartName: TypeAlias = Literal["train", "val", "test"]
+
+
+@runtime_checkable
+class Source(Protocol):
+    """What every class in this folder offers."""
+
+    looked_for: ClassVar[str]
+    """One line: the layout that `detect` recognises."""
+
+    @staticmethod
+    def detect(path: Path) -> bool:
+        """Whether a path has this layout; cheap, reads no pixels."""
+
+    def available(self) -> tuple[str, ...]:
+        """Names of the modalities that the data set has."""
+
+    def open(self, split: PartName, modalities: Mapping[str, Modality]) -> Split:
+        """The samples of one part, each with these modalities. Raises SkysenseError where the data do not allow it."""
+
+
+def detect(path: Path) -> str:
+    """The name of the source whose layout `path` has.
+
+    Raises SkysenseError where there is nothing, and UsageError with what was looked for where none or several fit.
+    """
+    if not path.exists():
+        raise SkysenseError(f"{path}: no such file or folder")
+    known = {name: registry.load("sources", name) for name in registry.names("sources")}
+    fitting = [name for name, source in known.items() if source.detect(path)]
+    if len(fitting) == 1:
+        return fitting[0]
+    lines = "\n".join(f"  {name}: {known[name].looked_for}" for name in fitting or known)
+    if fitting:
+        raise UsageError(f"{path} has the layout of several sources:\n{lines}", fix=f"Choose: --source {fitting[0]}")
+    raise UsageError(f"{path} has no layout that I know. Looked for:\n{lines}", fix="Or name it with --source.")
+
+
+def from_table(table: Mapping[str, Any]) -> tuple[str, Source]:
+    """The source that a `[data]` table describes, and its name: `source`, or what the layout of `path` shows.
+
+    Raises UsageError for an unknown source, layout or field.
+    """
+    fields = dict(table)
+    name = fields.pop("source", None)
+    if name is None:
+        if "path" not in fields and not fields.get("rasters"):
+            raise UsageError("no data given", fix="For example --data FOLDER or --data s2=FOLDER --labels FILE")
+        name = detect(Path(fields["path"])) if "path" in fields else "scenes"
+    return name, config.build(registry.load("sources", name), fields, "data")

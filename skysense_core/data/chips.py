@@ -1,0 +1,145 @@
+"""Samples become windows of one size with their targets: random ones to learn from, a fixed cover to measure on."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import TypeAlias
+
+import numpy as np
+from torch.utils.data import Dataset
+
+from skysense_core import runtime
+from skysense_core.data import transforms
+from skysense_core.errors import SkysenseError, UsageError
+from skysense_core.geo.blocks import cover
+from skysense_core.modalities import CELL, CELLS, Modality, finest
+from skysense_core.types import IGNORE, ClassMap, Label, Sample, Split
+
+Encode: TypeAlias = Callable[[Label, tuple[int, int]], np.ndarray]
+"""A task's `encode`: the label and the (rows, columns) of the reference raster become a target."""
+
+KEEP = 2**29
+"""Bytes of samples kept in memory, in each process that reads."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Augment:
+    """The `[augment]` table."""
+
+    turns: bool = True
+    """Random flips and quarter turns."""
+    contrast: float = 0.0
+    """Random gain and bias of every image, in normalised units; 0.1 is a mild choice."""
+
+
+def window_of(modalities: Mapping[str, Modality]) -> int:
+    """Side of a window in pixels of the reference modality. Raises UsageError where encoders cannot share it."""
+    modality = modalities[finest(modalities)]
+    unit = CELL[modality.encoder] * CELLS
+    if modality.window % unit:
+        raise UsageError(
+            f"modalities.{modality.name}.window = {modality.window}: windows are multiples of {unit} pixels",
+            fix=f"Use {max(round(modality.window / unit), 1) * unit}.",
+        )
+    return modality.window
+
+
+class TrainingChips(Dataset[tuple[Sample, np.ndarray]]):
+    """Random windows. `chips[index, draw]` depends on sample, draw and seed alone, whoever computes it and when."""
+
+    def __init__(
+        self, split: Split, modalities: Mapping[str, Modality], encode: Encode, *, augment: Augment, seed: int
+    ) -> None:
+        """Raises SkysenseError where there is no sample to learn from."""
+        if not len(split):
+            raise SkysenseError("the training part of the data set is empty")
+        self.split = Kept(split)
+        self.modalities = modalities
+        self.encode = encode
+        self.augment = augment
+        self.seed = seed
+        self.window = window_of(modalities)
+
+    def __len__(self) -> int:
+        return len(self.split)
+
+    def __getitem__(self, key: tuple[int, int]) -> tuple[Sample, np.ndarray]:
+        index, draw = key
+        rng = runtime.generator(self.seed, draw)
+        sample = transforms.random_crop(self.split[index], finest(self.modalities), self.window, rng)
+        sample = transforms.subsample_dates(sample, _most_dates(self.modalities), rng)
+        if self.augment.turns:
+            sample = transforms.random_turn(sample, rng)
+        if self.augment.contrast:
+            sample = transforms.random_contrast(sample, self.modalities, self.augment.contrast, rng)
+        return sample, self.encode(_known(sample, finest(self.modalities)), (self.window, self.window))
+
+
+class EvaluationChips(Dataset[tuple[Sample, np.ndarray]]):
+    """Windows that show every pixel of every sample; each counts once: what a window before had is `IGNORE`."""
+
+    def __init__(self, split: Split, modalities: Mapping[str, Modality], encode: Encode) -> None:
+        """Raises SkysenseError where there is no sample to measure on."""
+        if not len(split):
+            raise SkysenseError("this part of the data set is empty: there is nothing to measure on")
+        self.split = Kept(split)
+        self.modalities = modalities
+        self.encode = encode
+        self.window = window_of(modalities)
+        self._windows = [
+            (index, row, col)
+            for index in range(len(split))
+            for row in cover(split.size(index)[0], self.window)
+            for col in cover(split.size(index)[1], self.window)
+        ]
+
+    def __len__(self) -> int:
+        return len(self._windows)
+
+    def __getitem__(self, number: int) -> tuple[Sample, np.ndarray]:
+        index, (row, seen_rows), (col, seen_cols) = self._windows[number]
+        sample, reference = self.split[index], finest(self.modalities)
+        sample = transforms.crop(sample, reference, row=row, col=col, height=self.window, width=self.window)
+        sample = transforms.subsample_dates(sample, _most_dates(self.modalities))
+        label = _known(sample, reference)
+        codes = label.codes.copy()
+        codes[:seen_rows] = codes[:, :seen_cols] = IGNORE
+        target = self.encode(replace(label, codes=codes), (self.window, self.window))
+        return replace(sample, id=f"{sample.id}@{row},{col}"), target
+
+
+class Kept:
+    """A split that remembers the samples it has read, until they fill `KEEP` bytes: small data sets are read once.
+
+    What is there stays. Throwing out the oldest would help nobody: every epoch asks for each sample once.
+    """
+
+    def __init__(self, split: Split) -> None:
+        self.split = split
+        self._samples: dict[int, Sample] = {}
+        self._room = KEEP
+
+    def __len__(self) -> int:
+        return len(self.split)
+
+    def __getitem__(self, index: int) -> Sample:
+        if index in self._samples:
+            return self._samples[index]
+        sample = self.split[index]
+        size = sum(r.pixels.nbytes + r.valid.nbytes for epoch in sample.epochs for r in epoch.values())
+        if size <= self._room:
+            self._room -= size
+            self._samples[index] = sample
+        return sample
+
+
+def _most_dates(modalities: Mapping[str, Modality]) -> dict[str, int]:
+    return {name: modality.dates for name, modality in modalities.items()}
+
+
+def _known(sample: Sample, reference: str) -> ClassMap:
+    """The label where the reference image shows anything: nobody can learn from what was not seen."""
+    if sample.label is None:
+        raise SkysenseError(f"sample {sample.id} has no label")
+    seen = np.logical_or.reduce(sample.epochs[0][reference].valid)
+    codes = np.where(seen, sample.label.codes, np.uint8(IGNORE))
+    return replace(sample.label, codes=codes)

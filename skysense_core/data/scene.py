@@ -1,0 +1,130 @@
+"""A place to be mapped: the rasters of every modality, on the grid that the model gets, read window by window."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from affine import Affine
+from geopandas import GeoDataFrame
+from odc.geo.geobox import GeoBox
+
+from skysense_core.data.transforms import subsample_dates
+from skysense_core.errors import UsageError, unknown
+from skysense_core.geo.grid import crs_of, ground_gsd, place, scaled, transform
+from skysense_core.geo.raster import ReadOptions, Stack, open_stack
+from skysense_core.geo.vector import LONLAT
+from skysense_core.geo.windows import Window, reflect_pad
+from skysense_core.modalities import Modality, finest, side_beside
+from skysense_core.types import Raster, Sample
+
+SAME_GSD = 0.1
+"""A scene whose pixel size differs less from the model's is used as it is: training has seen as much."""
+FACTOR = 2.0
+"""Most that a scene is resampled by; beyond, the model would see another world."""
+
+
+def open_stacks(
+    inputs: Sequence[str], modalities: Mapping[str, Modality], read: Mapping[str, ReadOptions]
+) -> dict[str, Stack]:
+    """A stack per modality that is given, checked against its bands, unit and level.
+
+    `inputs` are `MODALITY=PATH`, or bare paths where there is one modality; several paths of one are joined. `read`
+    says how a modality's files are read, "" those of every modality not named. Raises UsageError where they do not fit.
+    """
+    stacks = {}
+    for name, paths in _by_modality(inputs, modalities).items():
+        modality = modalities[name]
+        options = read.get(name, read.get("", ReadOptions()))
+        stack = open_stack(paths, bands=[band.names for band in modality.bands], unit=modality.unit, options=options)
+        if stack.level is not None and stack.level != modality.level:
+            raise UsageError(
+                f"{paths[0]} is {stack.level}, and the model was trained on {modality.level}",
+                fix=f"Give a {modality.level} product, or a model trained on {stack.level}.",
+            )
+        stacks[name] = stack
+    return stacks
+
+
+def _by_modality(inputs: Sequence[str], modalities: Mapping[str, Modality]) -> dict[str, list[str]]:
+    reference = finest(modalities)
+    paths: dict[str, list[str]] = {}
+    for item in inputs:
+        name, equals, path = item.partition("=")
+        if not equals or (name not in modalities and Path(item).exists()):
+            if len(modalities) > 1:
+                raise UsageError(
+                    f"{item}: the model reads {', '.join(modalities)}: which is it?",
+                    fix=f"Write {reference}={item}",
+                )
+            name, path = reference, item
+        elif name not in modalities:
+            raise unknown("modality", name, modalities)
+        paths.setdefault(name, []).append(path)
+    if reference not in paths:
+        raise UsageError(f"no input for {reference}, on whose grid the map is made", fix=f"Add {reference}=PATH.")
+    return paths
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scene:
+    """The imagery of every modality, to be read window by window; windows are counted on the reference's grid."""
+
+    stacks: Mapping[str, Stack]
+    modalities: Mapping[str, Modality]
+    reference: str
+    grid: GeoBox
+    """The reference modality's grid at the pixel size that the model gets."""
+    area: GeoDataFrame | None = None
+    """Polygons in the grid's CRS; windows that touch none are not read."""
+
+    def read(self, window: Window) -> Sample | None:
+        """A sample of one window; None where it lies off the area or the reference modality is invalid throughout.
+
+        The reference is mirrored beyond the scene's border. Every other modality is read on the whole footprint at
+        its own pixel size, invalid where it is absent.
+        """
+        inside = (window & Window.of(self.grid)).geobox(self.grid)
+        if self.area is not None and not len(self.area.sindex.query(inside.extent.geom, predicate="intersects")):
+            return None
+        seen = self.stacks[self.reference].read(inside)
+        if not seen.valid.any():
+            return None
+        rasters = {self.reference: reflect_pad(seen, window, (self.grid.shape.y, self.grid.shape.x))}
+        for name, stack in self.stacks.items():
+            if name != self.reference:
+                rasters[name] = self._read_beside(stack, self.modalities[name], window)
+        sample = Sample(id=f"{window.row},{window.col}", epochs=(rasters,), lonlat=_centre(window.geobox(self.grid)))
+        return subsample_dates(sample, {name: modality.dates for name, modality in self.modalities.items()})
+
+    def _read_beside(self, stack: Stack, modality: Modality, window: Window) -> Raster:
+        side = side_beside(self.modalities[self.reference], modality, window.height)
+        return stack.read(scaled(window.geobox(self.grid), (side, side)))
+
+
+def model_grid(native: GeoBox, modality: Modality) -> tuple[GeoBox, list[str]]:
+    """The grid that the model gets: the scene's own where its pixels are within a tenth of the model's, else resampled.
+
+    Returns the grid and notes for the user. Raises UsageError where the pixels differ by more than a factor 2.
+    """
+    gsd = ground_gsd(native)
+    ratio = gsd / modality.gsd
+    if abs(ratio - 1) <= SAME_GSD:
+        return native, []
+    if max(ratio, 1 / ratio) > FACTOR * 1.001:  # ground sizes vary a little within a projection
+        raise UsageError(
+            f"{modality.name}: the scene's pixels are {gsd:.3g} m, the model's {modality.gsd:.3g} m",
+            fix=f"Resample it first, if that makes sense: gdalwarp -tr {modality.gsd:g} {modality.gsd:g} (metres), "
+            "or use a model of that pixel size.",
+        )
+    height, width = (math.ceil(side * ratio) for side in native.shape)
+    resampled = GeoBox((height, width), native.affine * Affine.scale(1 / ratio), native.crs)
+    return resampled, [f"{modality.name}: resampled from {gsd:.3g} m to the model's {modality.gsd:.3g} m"]
+
+
+def _centre(grid: GeoBox) -> tuple[float, float]:
+    height, width = grid.shape
+    x, y = place(grid.affine, np.array([width / 2]), np.array([height / 2]))
+    lon, lat = transform(crs_of(grid), LONLAT, x, y)
+    return float(lon[0]), float(lat[0])

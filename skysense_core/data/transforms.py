@@ -1,0 +1,179 @@
+"""What happens to a sample before it is stacked: crop, turn, choose dates. Pure functions, Sample in, Sample out.
+
+Rows and columns are counted on the grid of the reference modality; every other raster and the label follow, each at
+its own pixel size, so that the modalities of a sample always show the same ground.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+
+import numpy as np
+from affine import Affine
+from jaxtyping import Shaped
+from odc.geo.geobox import GeoBox
+
+from skysense_core.modalities import Modality
+from skysense_core.types import IGNORE, ClassMap, Raster, Sample
+
+
+def size(sample: Sample, reference: str) -> tuple[int, int]:
+    """Rows and columns of the reference raster."""
+    height, width = sample.epochs[0][reference].pixels.shape[-2:]
+    return height, width
+
+
+def stride(sample: Sample, reference: str) -> int:
+    """Smallest step in reference pixels that is a whole number of pixels in every raster (32 for hr beside s2)."""
+    sides = size(sample, reference)
+    steps = {
+        side // math.gcd(side, other)
+        for epoch in sample.epochs
+        for raster in epoch.values()
+        for side, other in zip(sides, raster.pixels.shape[-2:], strict=True)
+    }
+    return math.lcm(*steps)
+
+
+def crop(sample: Sample, reference: str, *, row: int, col: int, height: int, width: int) -> Sample:
+    """The same rectangle of every raster and of the label; beyond the sample it is invalid, the label `IGNORE`.
+
+    Row, col, height and width are multiples of `stride`; ValueError otherwise. The footprint is dropped (it was the
+    whole sample's), lonlat stays: it chooses a region of hundreds of kilometres.
+    """
+    full = size(sample, reference)
+    corner, shape = (row, col), (height, width)
+
+    def cut(raster: Raster) -> Raster:
+        own = raster.pixels.shape[-2:]
+        at = _scaled(corner, own, full)
+        to = _scaled(shape, own, full)
+        return replace(
+            raster,
+            pixels=_window(raster.pixels, at, to, 0),
+            valid=_window(raster.valid, at, to, False),
+            geobox=None if raster.geobox is None else _moved(raster.geobox, Affine.translation(*at[::-1]), to),
+        )
+
+    label = sample.label
+    if label is not None:
+        grid = None if label.geobox is None else _moved(label.geobox, Affine.translation(col, row), shape)
+        label = ClassMap(codes=_window(label.codes, corner, shape, IGNORE), geobox=grid)
+    return replace(_each_raster(sample, cut), label=label, footprint=None)
+
+
+def random_crop(sample: Sample, reference: str, window: int, rng: np.random.Generator) -> Sample:
+    """A random square of `window` reference pixels; a smaller sample is padded to it.
+
+    `window` is a multiple of `stride`; ValueError otherwise.
+    """
+    step = stride(sample, reference)
+    row, col = (step * int(rng.integers(max(side - window, 0) // step + 1)) for side in size(sample, reference))
+    return crop(sample, reference, row=row, col=col, height=window, width=window)
+
+
+def turn(sample: Sample, *, transpose: bool, flip_rows: bool, flip_cols: bool) -> Sample:
+    """One of the eight symmetries of the square, the same for every raster and the label (transposed first)."""
+
+    def turned(array: Shaped[np.ndarray, "*n h w"]) -> Shaped[np.ndarray, "*n h2 w2"]:
+        array = array.swapaxes(-1, -2) if transpose else array
+        return array[..., :: -1 if flip_rows else 1, :: -1 if flip_cols else 1]
+
+    def grid(geobox: GeoBox | None) -> GeoBox | None:
+        if geobox is None:
+            return None
+        height, width = geobox.shape[::-1] if transpose else geobox.shape
+        # Read right to left: a pixel of the turned grid is unflipped, then untransposed, then placed on the ground.
+        move = Affine(0, 1, 0, 1, 0, 0) if transpose else Affine.identity()
+        move = move * Affine(
+            -1 if flip_cols else 1, 0, width * flip_cols, 0, -1 if flip_rows else 1, height * flip_rows
+        )
+        return _moved(geobox, move, (height, width))
+
+    def turned_raster(raster: Raster) -> Raster:
+        return replace(raster, pixels=turned(raster.pixels), valid=turned(raster.valid), geobox=grid(raster.geobox))
+
+    label = sample.label
+    if label is not None:
+        label = ClassMap(codes=turned(label.codes), geobox=grid(label.geobox))
+    return replace(_each_raster(sample, turned_raster), label=label)
+
+
+def random_turn(sample: Sample, rng: np.random.Generator) -> Sample:
+    """A random symmetry of the square: imagery from above has no up."""
+    transpose, flip_rows, flip_cols = (bool(draw) for draw in rng.integers(0, 2, 3))
+    return turn(sample, transpose=transpose, flip_rows=flip_rows, flip_cols=flip_cols)
+
+
+def subsample_dates(sample: Sample, most: Mapping[str, int], rng: np.random.Generator | None = None) -> Sample:
+    """At most `most[name]` dates of each series, in order; dates without a valid pixel go first.
+
+    Random with a generator (training), evenly spaced without (evaluation). One date always stays.
+    """
+    epochs = []
+    for epoch in sample.epochs:
+        chosen = {}
+        for name, raster in epoch.items():
+            seen = np.flatnonzero(raster.valid.any(axis=(1, 2)))
+            if not len(seen):
+                seen = np.array([0])
+            count = min(most[name], len(seen))
+            if rng is None:
+                kept = seen[np.linspace(0, len(seen) - 1, count).round().astype(np.int64)]
+            else:
+                kept = np.sort(rng.choice(seen, count, replace=False))
+            # Fancy indexing copies, also out of a memory map: only the chosen dates are read from disk.
+            chosen[name] = raster if len(kept) == len(raster.days) else _dates(raster, kept)
+        epochs.append(chosen)
+    return replace(sample, epochs=tuple(epochs))
+
+
+def random_contrast(
+    sample: Sample, modalities: Mapping[str, Modality], strength: float, rng: np.random.Generator
+) -> Sample:
+    """Every image with its own gain 1 +- strength and bias +- strength, drawn uniformly, in normalised units.
+
+    A normalised pixel z becomes gain z + bias, whatever the modality's unit; pixels become float32.
+    """
+
+    def changed(name: str, raster: Raster) -> Raster:
+        mean, std = (values[:, None, None] for values in (modalities[name].mean, modalities[name].std))
+        change, bias = strength * rng.uniform(-1, 1, (2, len(raster.days), 1, 1, 1))
+        pixels = (raster.pixels - mean) * (1 + change) + mean + bias * std
+        return replace(raster, pixels=pixels.astype(np.float32))
+
+    epochs = tuple({name: changed(name, raster) for name, raster in epoch.items()} for epoch in sample.epochs)
+    return replace(sample, epochs=epochs)
+
+
+def _each_raster(sample: Sample, change: Callable[[Raster], Raster]) -> Sample:
+    epochs = tuple({name: change(raster) for name, raster in epoch.items()} for epoch in sample.epochs)
+    return replace(sample, epochs=epochs)
+
+
+def _scaled(lengths: tuple[int, int], own: tuple[int, ...], full: tuple[int, int]) -> tuple[int, int]:
+    parts = [divmod(length * mine, whole) for length, mine, whole in zip(lengths, own, full, strict=True)]
+    if any(rest for _, rest in parts):
+        raise ValueError(f"{lengths} reference pixels of {full} are no whole pixels of a raster of {own}")
+    return parts[0][0], parts[1][0]
+
+
+def _window(
+    array: Shaped[np.ndarray, "*n h w"], at: tuple[int, int], shape: tuple[int, int], fill: int | bool
+) -> Shaped[np.ndarray, "*n h2 w2"]:
+    part = array[..., at[0] : at[0] + shape[0], at[1] : at[1] + shape[1]]
+    missing = [wanted - got for wanted, got in zip(shape, part.shape[-2:], strict=True)]
+    if not any(missing):
+        return part
+    widths = [(0, 0)] * (array.ndim - 2) + [(0, lack) for lack in missing]
+    return np.pad(part, widths, constant_values=fill)
+
+
+def _moved(geobox: GeoBox, move: Affine, shape: tuple[int, int]) -> GeoBox:
+    return GeoBox(shape, geobox.affine * move, geobox.crs)
+
+
+def _dates(raster: Raster, kept: Shaped[np.ndarray, "n"]) -> Raster:
+    return replace(
+        raster, pixels=raster.pixels[kept], valid=raster.valid[kept], days=raster.days[kept], dated=raster.dated[kept]
+    )
