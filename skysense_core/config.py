@@ -7,7 +7,7 @@ import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
-from typing import Any, TypeVar, get_args, get_type_hints
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 import tomli_w
 from pydantic import TypeAdapter, ValidationError
@@ -84,9 +84,14 @@ def _refuse_unknown_keys(cls: type, table: Mapping[str, Any], where: str) -> Non
             parent = f"{where}." if where else ""
             fix = hint.replace("did you mean ", f"did you mean {parent}") or f"Known: {', '.join(sorted(known))}."
             raise UsageError(f"{dotted}: unknown key", fix=fix.strip())
-        nested = [hint for hint in (hints[key], *get_args(hints[key])) if is_dataclass(hint)]
+        nested = [hint for hint in (hints[key], *get_args(hints[key])) if isinstance(hint, type) and is_dataclass(hint)]
         if nested and isinstance(value, Mapping):
-            _refuse_unknown_keys(nested[0], value, dotted)
+            tables = (
+                {f"{dotted}.{k}": v for k, v in value.items()} if get_origin(hints[key]) is dict else {dotted: value}
+            )
+            for name, item in tables.items():
+                if isinstance(item, Mapping):
+                    _refuse_unknown_keys(nested[0], item, name)
 
 
 def to_table(config: Any) -> Table:

@@ -1,6 +1,6 @@
 """The name is the module: `tasks/crop.py` is `--task crop`, and its class is `Crop`. Nothing to register."""
 
-import importlib
+import importlib.util
 import pkgutil
 from typing import Any
 
@@ -11,8 +11,9 @@ KINDS = {"tasks": "task", "sources": "source"}
 
 def names(kind: str) -> tuple[str, ...]:
     """Every name of a kind ("tasks" or "sources"), sorted, without importing any of them."""
-    package = importlib.import_module(f"skysense_core.{kind}")
-    return tuple(sorted(m.name for m in pkgutil.iter_modules(package.__path__) if not m.name.startswith("_")))
+    package = importlib.util.find_spec(f"skysense_core.{kind}")
+    folders = (package and package.submodule_search_locations) or []
+    return tuple(sorted(m.name for m in pkgutil.iter_modules(folders) if not m.name.startswith("_")))
 
 
 def load(kind: str, name: str) -> type[Any]:

@@ -1,6 +1,7 @@
 """The machine: device, precision, seeds, memory and signals. Nothing else in the project asks torch about hardware."""
 
 import contextlib
+import os
 import resource
 import signal
 from collections.abc import Iterator
@@ -22,6 +23,13 @@ def choose_device(name: str = "auto") -> torch.device:
         reason = str(error).splitlines()[0]
         raise UsageError(f"--device {name}: not available here: {reason}", fix="Use --device cpu or auto.") from None
     return device
+
+
+def choose_workers(given: int | None, device: torch.device) -> int:
+    """Loader processes: as given, else none beside a model on the CPU and as many as the machine has otherwise."""
+    if given is not None:
+        return given
+    return 0 if device.type == "cpu" else min(max((os.cpu_count() or 1) - 1, 0), 8)
 
 
 def has_bfloat16(device: torch.device) -> bool:
@@ -56,7 +64,10 @@ def peak_memory() -> int:
 
 @contextlib.contextmanager
 def interruptible(message: str) -> Iterator[None]:
-    """Within, SIGTERM and SIGINT raise Interrupted (exit codes 143 and 130) with `message`: what is kept, how to resume."""
+    """Within, SIGTERM and SIGINT raise Interrupted (exit codes 143 and 130).
+
+    `message` says what is kept and how to resume.
+    """
 
     def stop(number: int, _frame: object) -> None:
         raise Interrupted(number, message)
@@ -64,6 +75,27 @@ def interruptible(message: str) -> Iterator[None]:
     previous = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def noted_signals() -> Iterator[list[int]]:
+    """Within, a first SIGTERM or SIGINT is only noted in the list, for work that saves at its next consistent point.
+
+    A second one raises Interrupted where it strikes.
+    """
+    noted: list[int] = []
+
+    def note(number: int, _frame: object) -> None:
+        if noted:
+            raise Interrupted(number, "stopped at once by a second signal; what was saved before it is kept")
+        noted.append(number)
+
+    previous = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield noted
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)

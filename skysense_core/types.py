@@ -8,7 +8,7 @@ Everything here is numpy: torch begins in `data.batch`.
 """
 
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 from jaxtyping import Bool, Int, Num, UInt8
@@ -58,3 +58,32 @@ class Sample:
     lonlat: tuple[float, float] | None = None
     """Centre in degrees (EPSG:4326); chooses the geo-context region."""
     label: Label | None = None
+
+
+@runtime_checkable
+class Split(Protocol):
+    """The samples of one part (train, val or test) of a data set, as a source opens it; reading is lazy.
+
+    It is pickled into loader processes, so it holds paths and numbers, never open files.
+    """
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the label codes 0..k-1."""
+    @property
+    def colours(self) -> tuple[str, ...] | None:
+        """One hex colour per class where the data set has its own."""
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Facts that the user should know: what was reprojected, dropped, assumed."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Sample:
+        """A sample with its label, a ClassMap on the grid of the reference (finest) modality."""
+
+    def size(self, index: int) -> tuple[int, int]:
+        """Rows and columns of a sample on the reference grid, without reading pixels."""
+
+    def label(self, index: int) -> ClassMap:
+        """The label of a sample alone."""

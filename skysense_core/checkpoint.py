@@ -1,0 +1,290 @@
+"""A model is a folder that explains itself: `model.safetensors`, `model.toml` and a card, `README.md`.
+
+`model.toml` holds everything that prediction needs besides the weights: task and classes, the spec of the model, and a
+complete copy of every modality with its statistics. Pickles are never read: reading one can run code.
+"""
+
+import hashlib
+import shutil
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from skysense_core import config, modalities, registry
+from skysense_core.cards import card
+from skysense_core.errors import SkysenseError, did_you_mean
+from skysense_core.modalities import Modality
+from skysense_core.model.skysense import ModelSpec, SkySense
+from skysense_core.tasks import Task
+
+FORMAT = 1
+"""Version of the layout; a newer one is refused, an older one is read."""
+WEIGHTS, TOML, CARD = "model.safetensors", "model.toml", "README.md"
+PICKLES = {".pth", ".pt", ".ckpt", ".pkl", ".bin", ".pickle"}
+ZOO = Path(__file__).parent / "zoo"
+LAYOUT_FIX = f"A model is a folder with {WEIGHTS} and {TOML}, as skysense finetune writes it."
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Description:
+    """What `model.toml` says."""
+
+    folder: Path
+    name: str
+    version: str
+    """Version of skysense that wrote it."""
+    digest: str
+    """SHA-256 of the weights file."""
+    licence: str
+    task_name: str
+    settings: dict[str, Any]
+    """The fields of the task."""
+    classes: tuple[str, ...]
+    spec: dict[str, Any]
+    """The fields of the model's spec."""
+    modalities: dict[str, Modality]
+    training: dict[str, Any]
+    """Data, steps and starting point, for people."""
+    metrics: dict[str, Any]
+    """Scores on the validation part that chose these weights."""
+
+    @property
+    def reference(self) -> str:
+        """The modality whose grid labels and outputs lie on."""
+        return modalities.finest(self.modalities)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadedModel(Description):
+    """A model ready to run, in evaluation mode."""
+
+    model: nn.Module
+    task: Task
+
+
+def save_model(
+    folder: Path,
+    model: nn.Module,
+    task: Task,
+    *,
+    name: str,
+    training: Mapping[str, Any],
+    metrics: Mapping[str, Any],
+    licence: str,
+) -> None:
+    """Write the folder whole or not at all, in place of an older model there.
+
+    Raises SkysenseError where it cannot be written; nothing half-written stays.
+    """
+    encoder: SkySense = model.encoder  # type: ignore[assignment]
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = folder.with_name(f".{folder.name}.new")
+    shutil.rmtree(temporary, ignore_errors=True)  # what a kill may have left
+    try:
+        temporary.mkdir()
+        tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in model.state_dict().items()}
+        save_file(tensors, temporary / WEIGHTS)
+        table: dict[str, Any] = {
+            "format": FORMAT,
+            "name": name,
+            "skysense": version("skysense"),
+            "digest": _digest(temporary / WEIGHTS),
+            "licence": licence,
+            "task": {"name": type(task).__module__.rpartition(".")[2], **config.to_table(task)},
+            "model": config.to_table(encoder.spec),
+            "modalities": {key: config.to_table(modality) for key, modality in encoder.modalities.items()},
+            "training": training,
+            "metrics": metrics,
+        }
+        config.write_toml(temporary / TOML, table)
+        text = card(
+            name=name,
+            task=table["task"]["name"],
+            version=table["skysense"],
+            classes=task.classes,
+            modalities=encoder.modalities,
+            training=training,
+            metrics=metrics,
+            licence=licence,
+        )
+        (temporary / CARD).write_text(text, encoding="utf-8")
+        _replace(temporary, folder)
+    except (OSError, SafetensorError) as error:
+        raise SkysenseError(f"{folder}: the model could not be written: {error}", fix="Make room there.") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _replace(new: Path, folder: Path) -> None:
+    if not folder.exists():
+        new.rename(folder)
+        return
+    # Folders cannot be exchanged in one call; the old one is moved aside for the instant between the two renames.
+    old = folder.with_name(f".{folder.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    folder.rename(old)
+    new.rename(folder)
+    shutil.rmtree(old)
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def packaged_models() -> dict[str, Path]:
+    """Names and folders of the models that ship with the package."""
+    return {path.parent.name: path.parent for path in sorted(ZOO.glob(f"*/{TOML}"))}
+
+
+def find_model(path: Path) -> Path:
+    """The model folder that `path` means: itself, the best or else last model of a run, or a packaged model's name.
+
+    Raises SkysenseError for anything else, a pickle first of all.
+    """
+    if path.suffix.lower() in PICKLES:
+        raise SkysenseError(
+            f"{path}: a pickle is never read, because reading it can run any code in it",
+            fix=f"Convert it to safetensors first. {LAYOUT_FIX}",
+        )
+    for folder in (path, path / "best", path / "last"):
+        if (folder / TOML).is_file():
+            return folder
+    packaged = packaged_models()
+    if str(path) in packaged:
+        return packaged[str(path)]
+    if path.is_file() and path.name in (WEIGHTS, TOML):
+        raise SkysenseError(f"{path}: a file of a model, not its folder", fix=f"Give {path.parent}.")
+    if path.exists():
+        raise SkysenseError(f"{path}: not a model: it has no {TOML}", fix=LAYOUT_FIX)
+    hint = did_you_mean(str(path), packaged)
+    raise SkysenseError(f"{path}: no such model folder", fix=f"{hint}Packaged: {', '.join(packaged) or 'none'}.")
+
+
+def load_description(path: Path) -> Description:
+    """What a model folder, run folder or packaged model says of itself, without its weights.
+
+    Raises SkysenseError for what `find_model` refuses and for a `model.toml` that is broken or newer than this version.
+    """
+    folder = find_model(path)
+    table = config.load_toml(folder / TOML)
+    if table.get("format", 0) > FORMAT:
+        raise SkysenseError(
+            f"{folder}: written in format {table['format']} by skysense {table.get('skysense', '?')}; "
+            f"this is skysense {version('skysense')} and reads formats up to {FORMAT}",
+            fix="Install a newer skysense.",
+        )
+    try:
+        return _description(folder, table)
+    except KeyError as error:
+        raise SkysenseError(f"{folder / TOML}: {error} is missing", fix="Train or copy the model again.") from None
+
+
+def _description(folder: Path, table: Mapping[str, Any]) -> Description:
+    task = dict(table["task"])
+    return Description(
+        folder=folder,
+        name=table["name"],
+        version=table["skysense"],
+        digest=table["digest"],
+        licence=table["licence"],
+        task_name=task.pop("name"),
+        settings=task,
+        classes=tuple(task["classes"]),
+        spec=table["model"],
+        modalities={name: modalities.from_table(one) for name, one in table["modalities"].items()},
+        training=dict(table["training"]),
+        metrics=dict(table["metrics"]),
+    )
+
+
+def load_model(path: Path, device: torch.device) -> LoadedModel:
+    """A model from a model folder, run folder or packaged name.
+
+    Raises SkysenseError for what `load_description` refuses, an unknown task, weights that are missing, altered or
+    unreadable, and weights that contradict `model.toml`; UsageError where a value in `model.toml` is not allowed.
+    """
+    description = load_description(path)
+    tensors = _load_weights(description)
+    task = config.build(registry.load("tasks", description.task_name), description.settings, "task")
+    encoder = SkySense(config.build(ModelSpec, description.spec, "model"), description.modalities)
+    model = task.build_model(encoder)
+    refuse_clash(description.folder, tensors, model.state_dict())
+    model.load_state_dict(tensors)
+    said = {field.name: getattr(description, field.name) for field in fields(description)}
+    return LoadedModel(model=model.to(device).eval(), task=task, **said)
+
+
+def _load_weights(description: Description) -> dict[str, torch.Tensor]:
+    weights = description.folder / WEIGHTS
+    fix = "Copy the whole folder again."
+    if not weights.is_file():
+        raise SkysenseError(f"{description.folder}: {WEIGHTS} is missing", fix=fix)
+    if _digest(weights) != description.digest:
+        raise SkysenseError(f"{weights}: damaged or altered: its digest is not the one in {TOML}", fix=fix)
+    try:
+        return load_file(weights)
+    except SafetensorError as error:
+        raise SkysenseError(f"{weights}: not safetensors: {error}", fix=fix) from error
+
+
+def refuse_clash(
+    folder: Path, found: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor], *, most: int = 5
+) -> None:
+    """Raise SkysenseError unless both have the same names and shapes; names the first differences."""
+    faults = [
+        *(f"{key} is missing" for key in expected if key not in found),
+        *(f"{key} is not part of the model" for key in found if key not in expected),
+        *(
+            f"{key} has shape {tuple(found[key].shape)}, not {tuple(tensor.shape)}"
+            for key, tensor in expected.items()
+            if key in found and found[key].shape != tensor.shape
+        ),
+    ]
+    if faults:
+        shown = "\n".join(f"  {fault}" for fault in faults[:most])
+        rest = f"\n  and {len(faults) - most} more" if len(faults) > most else ""
+        raise SkysenseError(
+            f"{folder / WEIGHTS} does not fit the model:\n{shown}{rest}",
+            fix="The preset, the bands and the other settings must be those that the weights were trained with.",
+        )
+
+
+def load_encoder(encoder: SkySense, path: Path) -> str:
+    """Take the weights of another model's encoder and say, tensor for tensor, what came of them.
+
+    Statistics stay the encoder's own. Parts that the other model lacks (a further modality, fusion) stay as they are.
+    Raises SkysenseError for what `load_model` refuses, where a part that both have differs in names or shapes, and
+    where they have no part in common.
+    """
+    start = load_description(path)
+    found = {key.removeprefix("encoder."): t for key, t in _load_weights(start).items() if key.startswith("encoder.")}
+    expected = encoder.state_dict()
+    shared = {_part(key) for key in found} & {_part(key) for key in expected} - {"normalise"}
+    if not shared:
+        raise SkysenseError(
+            f"{start.name} has nothing for {', '.join(encoder.modalities)}: it knows {', '.join(start.modalities)}",
+            fix="Start from another model, or from scratch.",
+        )
+    taken = {key: tensor for key, tensor in found.items() if _part(key) in shared}
+    refuse_clash(start.folder, taken, {key: tensor for key, tensor in expected.items() if _part(key) in shared})
+    encoder.load_state_dict(taken, strict=False)
+    report = [f"{len(taken)} tensors of the encoder taken from {start.name}"]
+    for what, keys in (("new", expected.keys() - taken.keys()), ("not needed", found.keys() - taken.keys())):
+        parts = Counter(_part(key) for key in keys)
+        report += [f"{what}: {part} ({count} tensors)" for part, count in sorted(parts.items()) if part != "normalise"]
+    return "; ".join(report)
+
+
+def _part(key: str) -> str:
+    """`encoders.s2` or `rise.s2` of what belongs to a modality, otherwise `fusion`, `dates` ..."""
+    first, second = key.split(".")[:2]
+    return f"{first}.{second}" if first in ("encoders", "rise") else first

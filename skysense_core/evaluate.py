@@ -1,0 +1,118 @@
+"""`skysense evaluate`: how good a model is on one part of a data set, beside what is reached without it."""
+
+import json
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from skysense_core import baselines, checkpoint, config, runtime, sources
+from skysense_core.checkpoint import LoadedModel
+from skysense_core.data.batch import Batch
+from skysense_core.data.chips import EvaluationChips
+from skysense_core.data.loader import evaluation_loader
+from skysense_core.errors import UsageError
+from skysense_core.metrics import plot_confusion
+from skysense_core.runs import CONFIG, METRICS
+from skysense_core.sources import PartName
+from skysense_core.tasks import measure
+from skysense_core.types import Split
+
+log = logging.getLogger(__name__)
+
+WHERE = ("path", "rasters", "labels")
+"""Fields of a source that say where its files are."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvaluateConfig:
+    """What to measure on what."""
+
+    model: Path
+    """A model folder, a run folder or the name of a packaged model."""
+    data: dict[str, Any] = field(default_factory=dict)
+    """Fields of the source that differ from those that the run was trained with; all of them where the model is not in
+    a run folder."""
+    split: PartName = "test"
+    baselines: bool = False
+    """Also fit a pixel random forest to the training part and measure it on the same pixels."""
+    batch_size: Annotated[int, Field(ge=1)] = 8
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    device: str = "auto"
+    workers: Annotated[int, Field(ge=0)] | None = None
+    out: Path | None = None
+    """Folder of `metrics.json` and `confusion.png`; not given: `evaluation/SPLIT` in the model's run folder."""
+    overwrite: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvaluateResult:
+    """Scores by name: `model`, `majority` (the best constant map) and, if asked for, `random_forest`."""
+
+    scores: dict[str, dict[str, Any]]
+    folder: Path
+
+
+def evaluate(given: EvaluateConfig) -> EvaluateResult:
+    """Measure a model and write the scores and the confusion matrix.
+
+    Raises UsageError where it is not known what to measure on, where the data have other classes than the model, or
+    where results are there already.
+    """
+    device = runtime.choose_device(given.device)
+    workers = runtime.choose_workers(given.workers, device)
+    loaded = checkpoint.load_model(given.model, device)
+    run = run_of(loaded)
+    out = given.out or (run or loaded.folder) / "evaluation" / given.split
+    if (out / METRICS).exists() and not given.overwrite:
+        raise UsageError(f"{out / 'metrics.json'} exists", fix="Use --overwrite, or another --out.")
+    source_name, source = sources.from_table(_data(given, loaded, run))
+    log.info("%s on the %s part of %s", loaded.name, given.split, source_name)
+
+    def batches(part: PartName) -> Iterator[Batch]:
+        chips = _chips(loaded, source.open(part, loaded.modalities))
+        return evaluation_loader(chips, batch_size=given.batch_size, workers=workers)
+
+    model = measure(loaded.task, loaded.model, batches(given.split), device, given.precision)
+    scores = {"model": model, "majority": baselines.majority(model)}
+    if given.baselines:
+        scores["random_forest"] = baselines.random_forest(batches("train"), batches(given.split), loaded.classes)
+    out.mkdir(parents=True, exist_ok=True)
+    plot_confusion(out / "confusion.png", model)
+    table = {"model": loaded.name, "digest": loaded.digest, "split": given.split, "scores": scores}
+    (out / METRICS).write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
+    return EvaluateResult(scores=scores, folder=out)
+
+
+def run_of(model: LoadedModel) -> Path | None:
+    """The run folder that a model lies in, if it does."""
+    parent = model.folder.parent
+    return parent if (parent / CONFIG).is_file() else None
+
+
+def _data(given: EvaluateConfig, loaded: LoadedModel, run: Path | None) -> dict[str, Any]:
+    """The `[data]` table: what is given over what the run was trained with.
+
+    The run's fold, class mapping and so on hold for another copy of the data too, but not for another kind of source.
+    """
+    recorded = config.load_toml(run / CONFIG)["data"] if run else {}
+    if {"path", "rasters"} & given.data.keys():
+        source = given.data.get("source") or sources.detect(Path(given.data["path"]))
+        same = source == recorded.get("source")
+        recorded = {key: value for key, value in recorded.items() if same and key not in WHERE}
+    data = config.merge(recorded, given.data)
+    if not data:
+        raise UsageError(f"{loaded.folder} is not in a run folder: what shall it be measured on?", fix="Give --data.")
+    return data
+
+
+def _chips(loaded: LoadedModel, split: Split) -> EvaluationChips:
+    if split.classes != loaded.classes:
+        raise UsageError(
+            f"the data have the classes {', '.join(split.classes)}; the model has {', '.join(loaded.classes)}",
+            fix="Map the data's classes to the model's with --classes FILE.",
+        )
+    return EvaluationChips(split, loaded.modalities, loaded.task.encode)

@@ -1,0 +1,284 @@
+"""`skysense finetune`: a model for a task, from labelled imagery and (if any) a trained encoder."""
+
+import json
+import logging
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from skysense_core import config, modalities, registry, runtime, sources
+from skysense_core.checkpoint import Description, load_description, load_encoder, save_model
+from skysense_core.data.batch import Batch
+from skysense_core.data.chips import Augment, EvaluationChips, TrainingChips
+from skysense_core.data.loader import evaluation_loader, label_fraction, training_loader
+from skysense_core.data.statistics import count_classes, measure_bands
+from skysense_core.errors import SkysenseError, UsageError
+from skysense_core.metrics import headline
+from skysense_core.modalities import CELL, Modality
+from skysense_core.model.presets import ModelSpec
+from skysense_core.model.skysense import SkySense
+from skysense_core.optim import OptimConfig
+from skysense_core.runs import CONFIG, METRICS, check_folder, clear_folder
+from skysense_core.sources import Source
+from skysense_core.tasks import Task, measure
+from skysense_core.trainer import Objective, TrainConfig, Trainer
+from skysense_core.types import Split
+
+log = logging.getLogger(__name__)
+
+HOW = ("out", "device", "workers", "resume", "overwrite")
+"""Settings that say where and how to train, not what; they may change when a run is resumed."""
+UNSTATED = "not stated"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FinetuneConfig:
+    """Everything a fine-tuning depends on; its resolved copy is the run's `config.toml`."""
+
+    data: dict[str, Any]
+    """`source` (found by itself from `path`) and the fields of that source."""
+    task: dict[str, Any]
+    """`name` and the fields of that task."""
+    out: Path
+    """The run folder."""
+    modalities: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Modalities to use, each with the fields that differ from its file; none named means all that the data have."""
+    model: dict[str, Any] = field(default_factory=dict)
+    """Fields of the model's spec (`preset`, `prototypes`, `drop_path` ...)."""
+    init: Path | None = None
+    """A model folder whose encoder is the start."""
+    freeze: bool = False
+    """Train the head only."""
+    statistics: Literal["auto", "data", "modality"] = "auto"
+    """Mean and deviation of the bands: from the training part, or from the modality's file (with `init`, the start
+    model's copy). auto: the latter with `init`, otherwise the former."""
+    label_fraction: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Share of the training samples that is used."""
+    augment: Augment = field(default_factory=Augment)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    licence: str = UNSTATED
+    """Of the weights, for the model card; with `init`, the start model's unless given."""
+    device: str = "auto"
+    workers: Annotated[int, Field(ge=0)] | None = None
+    """Processes that prepare samples; not given: none on a CPU, otherwise what the machine has."""
+    resume: bool = False
+    overwrite: bool = False
+
+    def settings(self) -> dict[str, Any]:
+        """What must not change when the run is resumed."""
+        table = config.to_table(self) | {"skysense": version("skysense")}
+        return {key: value for key, value in table.items() if key not in HOW}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunResult:
+    """What a training leaves."""
+
+    folder: Path
+    model: Path
+    """The folder of the best model."""
+    steps: int
+    metrics: dict[str, Any]
+    """Scores of the best model on the validation part; the keys are those of the task's metrics."""
+
+
+class Supervised(Objective):
+    """A task's losses of a model."""
+
+    def __init__(self, task: Task, model: nn.Module) -> None:
+        super().__init__()
+        self.task = task
+        self.model = model
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        return self.task.losses(self.model, batch)
+
+    def depth(self, parameter: str) -> int:
+        """The layer of a parameter, the head above all layers of the encoder."""
+        encoder: SkySense = self.model.encoder  # type: ignore[assignment]
+        part, _, rest = parameter.removeprefix("model.").partition(".")
+        return encoder.layer_of(rest) if part == "encoder" else encoder.n_layers
+
+
+def finetune(given: FinetuneConfig) -> RunResult:
+    """Train, validate, keep the best model. Logs what it found and does at INFO.
+
+    Raises UsageError for settings that do not fit together or an existing run, SkysenseError for data that cannot be
+    learnt from, and Interrupted after a signal, when the run can be resumed.
+    """
+    check_folder(given.out, resume=given.resume, overwrite=given.overwrite)
+    device = runtime.choose_device(given.device)
+    start = None if given.init is None else load_description(given.init)
+    source_name, source = sources.from_table(given.data)
+    wanted = _modalities(given, source, start)
+    train = label_fraction(source.open("train", wanted), given.label_fraction, seed=given.train.seed)
+    val = source.open("val", wanted)
+    for note in dict.fromkeys((*train.notes, *val.notes)):
+        log.info("note: %s", note)
+    if not count_classes(val).sum():
+        raise SkysenseError("the validation part has no labelled pixel", fix="Check labels, classes and split.")
+    task = _task(given, train)
+    if given.statistics == "data" or (given.statistics == "auto" and start is None):
+        wanted = _with_statistics(wanted, train)
+    base = {} if start is None else start.spec
+    spec = config.build(ModelSpec, config.merge(base, {"fusion": task.fuses(wanted)}, given.model), "model")
+    steps = given.train.steps_for(len(train))
+    resolved = replace(
+        given,
+        data={"source": source_name, **config.to_table(source)},
+        task={"name": given.task["name"], **config.to_table(task)},
+        modalities={name: config.to_table(modality) for name, modality in wanted.items()},
+        model=config.to_table(spec),
+        optim=_optim(given.optim, start),
+        train=replace(given.train, steps=steps, epochs=None),
+        licence=start.licence if start is not None and given.licence == UNSTATED else given.licence,
+    )
+
+    runtime.seed_step(given.train.seed)
+    encoder = SkySense(spec, wanted)
+    if given.init is not None:
+        log.info("%s; new: head", load_encoder(encoder, given.init))
+    model = task.build_model(encoder)
+    if given.freeze:
+        encoder.freeze()
+    run = _Run(resolved, task, model, train=train, val=val, device=device)
+    log.info(
+        "%s on %s: %d training and %d validation samples, %d steps of %d on %s, %.1f M parameters",
+        *(given.task["name"], source_name, len(train), len(val), steps, resolved.train.samples_per_step, device),
+        sum(parameter.numel() for parameter in model.parameters()) / 1e6,
+    )
+    if not given.resume:
+        clear_folder(given.out)
+    if not (given.out / CONFIG).exists():
+        given.out.mkdir(parents=True, exist_ok=True)
+        config.write_toml(given.out / CONFIG, config.to_table(replace(resolved, resume=False, overwrite=False)))
+    objective = Supervised(task, model)
+    Trainer(
+        objective,
+        batches=run.batches,
+        depth=objective.depth,
+        top=encoder.n_layers,
+        folder=given.out,
+        steps=steps,
+        config=resolved.train,
+        optim_config=resolved.optim,
+        device=device,
+        settings=resolved.settings(),
+        validate=run.validate,
+        best=task.metrics().best,
+        export=run.export,
+    ).run(resume=given.resume)
+    metrics = json.loads((given.out / METRICS).read_text(encoding="utf-8"))
+    return RunResult(folder=given.out, model=given.out / "best", steps=steps, metrics=metrics)
+
+
+class _Run:
+    """What the trainer asks for: batches, validation, models on disk."""
+
+    def __init__(
+        self, settings: FinetuneConfig, task: Task, model: nn.Module, *, train: Split, val: Split, device: torch.device
+    ) -> None:
+        encoder: SkySense = model.encoder  # type: ignore[assignment]
+        self.settings = settings
+        self.task = task
+        self.model = model
+        self.device = device
+        self.workers = runtime.choose_workers(settings.workers, device)
+        self.train_chips = TrainingChips(
+            train, encoder.modalities, task.encode, augment=settings.augment, seed=settings.train.seed
+        )
+        self.val_chips = EvaluationChips(val, encoder.modalities, task.encode)
+        self.scores: dict[str, Any] = {}
+
+    def batches(self, start: int) -> Iterator[Batch]:
+        size = self.settings.train.batch_size
+        return training_loader(self.train_chips, batch_size=size, start=start, workers=self.workers)
+
+    def validate(self) -> dict[str, float]:
+        loader = evaluation_loader(self.val_chips, batch_size=self.settings.train.batch_size, workers=self.workers)
+        self.scores = measure(self.task, self.model, loader, self.device, self.settings.train.precision)
+        if not self.scores["pixels"]:
+            raise SkysenseError("the validation part has no labelled pixel where there is imagery")
+        return headline(self.scores)
+
+    def export(self, name: str, scores: Mapping[str, float]) -> None:
+        settings = self.settings
+        save_model(
+            settings.out / name,
+            self.model,
+            self.task,
+            name=settings.out.name,
+            training={
+                "source": settings.data["source"],
+                "data": Path(settings.data.get("path", settings.data["source"])).name,
+                "training_samples": len(self.train_chips.split),
+                "validation_samples": len(self.val_chips.split),
+                "steps": settings.train.steps,
+                "samples_per_step": settings.train.samples_per_step,
+                "start": "from scratch" if settings.init is None else settings.init.name,
+                "seed": settings.train.seed,
+            },
+            metrics={**scores, "classes": self.scores["classes"]},
+            licence=settings.licence,
+        )
+        if name == "best":
+            text = json.dumps(self.scores, indent=1)
+            (settings.out / METRICS).write_text(text + "\n", encoding="utf-8")
+
+
+def _modalities(given: FinetuneConfig, source: Source, start: Description | None) -> dict[str, Modality]:
+    """The modalities to use: those named, else all that the data have (and the start model, if any, knows)."""
+    known = {} if start is None else start.modalities
+    offered = source.available()
+    names = tuple(given.modalities) or (offered if start is None else tuple(name for name in offered if name in known))
+    if not names:
+        raise UsageError(
+            f"the data have {', '.join(offered)}, {given.init} knows {', '.join(known)}",
+            fix="Name what to train with --modalities.",
+        )
+    wanted = {}
+    for name in names:
+        fields = given.modalities.get(name, {})
+        if name in known:
+            wanted[name] = modalities.from_table(config.merge(config.to_table(known[name]), fields))
+        else:
+            wanted[name] = modalities.load(name, fields)
+    finest_vit = min((one.gsd for one in wanted.values() if one.encoder == "vit"), default=None)
+    for name, one in wanted.items():
+        # Where both kinds meet, their cells coincide (METHOD 2, Alignment): 32 Swin pixels are one ViT pixel.
+        chosen = "gsd" in given.modalities.get(name, {}) or given.model.get("align", "input") != "input"
+        if finest_vit and one.encoder == "swin" and not chosen:
+            wanted[name] = replace(one, gsd=finest_vit * CELL["vit"] / CELL["swin"])
+        log.info("%s: %s at %g m, bands %s", name, one.title, wanted[name].gsd, ", ".join(one.band_names))
+    return wanted
+
+
+def _with_statistics(wanted: Mapping[str, Modality], train: Split) -> dict[str, Modality]:
+    measured = measure_bands(train)
+    for name in wanted:
+        if name not in measured:
+            raise SkysenseError(f"no training sample has {name}", fix="Leave it out: --modalities")
+    return {name: one.with_statistics(measured[name].mean, measured[name].std) for name, one in wanted.items()}
+
+
+def _task(given: FinetuneConfig, train: Split) -> Task:
+    fields = dict(given.task)
+    name = fields.pop("name", None)
+    if name is None:
+        raise UsageError("no task given", fix="For example --task landcover")
+    task: Task = config.build(registry.load("tasks", name), fields, "task")
+    return task.completed(train.classes, train.colours, count_classes(train))
+
+
+def _optim(given: OptimConfig, start: Description | None) -> OptimConfig:
+    """With layer-wise decay where it makes sense: lower layers that are trained already should change less."""
+    if given.layer_decay is not None:
+        return given
+    return replace(given, layer_decay=1.0 if start is None else 0.9)

@@ -1,0 +1,243 @@
+"""The engine: any model over any scene, window by window, with memory that does not grow with the scene.
+
+Reader threads run ahead of the model, batches cross the ends of rows, scores are merged on the device, and what is
+final leaves at once. It knows tasks and models only as a function from a batch to scores.
+"""
+
+import itertools
+import time
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, TypeAlias, TypeVar
+
+from affine import Affine
+from jaxtyping import Float
+from odc.geo.geobox import GeoBox
+from torch import Tensor, device
+from tqdm import tqdm
+
+from skysense_core.data.batch import Batch, collate
+from skysense_core.data.scene import Scene, model_grid
+from skysense_core.errors import SkysenseError, UsageError
+from skysense_core.geo.cog import BLOCK
+from skysense_core.geo.grid import aligned, crs_of
+from skysense_core.geo.raster import Stack, open_stack
+from skysense_core.geo.vector import load_aoi, load_polygons
+from skysense_core.geo.windows import Lattice, Window, lattice_for, window_over
+from skysense_core.merge import Merger
+from skysense_core.modalities import CELL, CELLS, Modality, finest
+from skysense_core.types import Sample
+
+T = TypeVar("T")
+Score: TypeAlias = Callable[[Batch], Float[Tensor, "b k h w"]]
+"""A batch on the device becomes probabilities on the reference modality's grid."""
+
+
+STRIP_BYTES = 256 * 2**20
+"""Most memory of the scores of one strip; wider scenes are cut into strips."""
+MARGIN = 4
+"""Pixels around the part of a scene that is warped to another grid, so that its edge is interpolated as the middle."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """What is predicted, and the grid on which the map lies."""
+
+    scene: Scene
+    lattice: Lattice
+    region: Window
+    """The part of the scene's grid that is predicted."""
+    target: GeoBox
+    """The grid of the map."""
+    notes: tuple[str, ...]
+
+    @property
+    def warped(self) -> bool:
+        """Whether the map's grid is another one than the predicted part's."""
+        predicted = self.region.geobox(self.scene.grid)
+        return predicted.shape != self.target.shape or aligned(predicted, self.target) != (0, 0, 1, 1)
+
+    def batch_size(self, on: device) -> int:
+        """Windows per forward pass, by their size in pixels."""
+        scene, cpu = self.scene, on.type == "cpu"
+        dates = min(len(scene.stacks[scene.reference].days), scene.modalities[scene.reference].dates)
+        pixels = self.lattice.window**2 * dates
+        return min(max((2**20 if cpu else 2**22) // pixels, 1), 32 if cpu else 128)
+
+
+def plan_sweep(
+    stacks: Mapping[str, Stack],
+    modalities: Mapping[str, Modality],
+    *,
+    window: int | None = None,
+    shared: int | None = None,
+    bbox: tuple[float, float, float, float] | None = None,
+    bbox_crs: str | None = None,
+    aoi: Path | None = None,
+    like: Path | None = None,
+) -> Plan:
+    """What to predict of a scene: all of it, or what lies in a box or in polygons, on its own grid or that of `like`.
+
+    `window` and `shared`: side of a window and pixels that neighbours share, where they are not to be the model's.
+    The lattice is always that of the whole scene, so a part gets the same pixels. Raises UsageError where the
+    scene's pixel size does not suit the model and where box, polygons or grid lie outside the scene.
+    """
+    reference = finest(modalities)
+    modality, native = modalities[reference], stacks[reference].geobox
+    working, notes = model_grid(native, modality)
+    # A lone Swin encoder has patches of 32 px at its coarsest; otherwise windows are cut in tokens of the fusion grid.
+    align = CELL[modality.encoder] * (1 if len(stacks) == 1 and modality.encoder == "swin" else CELLS)
+    lattice = lattice_for(working, window or modality.window, align=align, shared=shared)
+    if window not in (None, lattice.window):
+        notes.append(f"--window {window}: rounded to {lattice.window}, whole tokens of the model")
+    if shared not in (None, lattice.window - lattice.stride):
+        notes.append(f"--overlap {shared}: rounded to {lattice.window - lattice.stride}, whole tokens of the model")
+    target = native if like is None else open_stack([like], bands=None).geobox
+    if window_over(native, target).empty:
+        raise UsageError(f"--like {like} lies outside the scene: {_extent(target)}; the scene is {_extent(native)}")
+    for option, source in (("--bbox", bbox), ("--aoi", aoi)):
+        if source is not None:
+            target = _cropped(target, native, option, source, bbox_crs)
+    area = None if aoi is None else load_polygons(aoi, column=None, crs=working.crs)
+    scene = Scene(stacks=stacks, modalities=modalities, reference=reference, grid=working, area=area)
+    region = window_over(working, target)
+    plan = Plan(scene=scene, lattice=lattice, region=region, target=target, notes=tuple(notes))
+    return replace(plan, region=window_over(working, target, margin=MARGIN)) if plan.warped else plan
+
+
+def _cropped(
+    target: GeoBox, native: GeoBox, option: str, source: Path | tuple[float, float, float, float], crs: str | None
+) -> GeoBox:
+    """The whole pixels of the map's grid that cover a box or polygons."""
+    left, bottom, right, top = load_aoi(source, crs_of(target), bbox_crs=crs or native.crs).bounds
+    box = GeoBox((1, 1), Affine(right - left, 0, left, 0, bottom - top, top), target.crs)
+    if window_over(native, box).empty or window_over(target, box).empty:
+        raise UsageError(
+            f"{option} lies outside the scene: {_extent(box)}; the scene is {_extent(native)}",
+            fix="--bbox-crs says what its numbers are, for example EPSG:4326." if option == "--bbox" else None,
+        )
+    return window_over(target, box).geobox(target)
+
+
+def _extent(box: GeoBox) -> str:
+    return f"{', '.join(f'{edge:.7g}' for edge in box.boundingbox)} in {box.crs}"
+
+
+def strip_width(lattice: Lattice, classes: int) -> int:
+    """Pixels by which a strip may be wide so that its scores take STRIP_BYTES; whole blocks of the output."""
+    return max(STRIP_BYTES // (4 * classes * lattice.window * BLOCK), 1) * BLOCK
+
+
+def sweep(
+    scene: Scene,
+    lattice: Lattice,
+    strips: Iterable[Window],
+    score: Score,
+    merger: Callable[[Window], Merger],
+    *,
+    on: device,
+    batch_size: int,
+    readers: int,
+    meter: "Meter",
+) -> Generator[Any, None, None]:
+    """Predict the strips of a scene one after another; yields the merger's finished parts in order, top to bottom.
+
+    The windows are the lattice's whatever the strips are: strips, batch size and readers change nothing but speed and
+    memory. A part holds until the next one is asked for. Raises SkysenseError naming the window that cannot be read.
+    """
+    for strip in strips:
+        merged = merger(strip)
+        samples = _read_ahead(scene, lattice.windows(strip), readers, depth=2 * batch_size + readers, meter=meter)
+        while chunk := list(itertools.islice(samples, batch_size)):
+            batch = collate([sample for _, sample in chunk]).to(on)
+            scores = score(batch)
+            valid = batch.epochs[0][scene.reference].valid.any(dim=1)
+            for index, (window, _) in enumerate(chunk):
+                yield from merged.ready(window)
+                merged.add(window, scores[index], valid[index])
+        yield from merged.finish()
+
+
+def strips_of(region: Window, width: int) -> list[Window]:
+    """The region in columns of at most `width` pixels; windows astride a cut are computed for both sides."""
+    return [
+        Window(row=region.row, col=col, height=region.height, width=min(width, region.col_stop - col))
+        for col in range(region.col, region.col_stop, width)
+    ]
+
+
+def write_behind(items: Iterable[T], write: Callable[[T], None], depth: int = 2) -> None:
+    """Write items in order on a thread of its own while the next ones are being made; at most `depth` wait.
+
+    The first error of either side ends both.
+    """
+    with ThreadPoolExecutor(1, thread_name_prefix="writer") as pool:
+        pending: deque[Future[None]] = deque()
+        for item in items:
+            pending.append(pool.submit(write, item))
+            if len(pending) > depth:
+                pending.popleft().result()
+        for future in pending:
+            future.result()
+
+
+class Meter:
+    """Counts windows and shows them as they pass: windows/s, megapixels/s, and how long the model waited for data."""
+
+    def __init__(self, windows: int, pixels: int) -> None:
+        self.windows = 0
+        self.skipped = 0
+        self.waited = 0.0
+        self._megapixels = pixels / max(windows, 1) / 1e6
+        self._bar = tqdm(total=windows, unit="window", disable=None, smoothing=0.05)
+
+    def passed(self, *, skipped: bool, waited: float) -> None:
+        """One more window has been read."""
+        self.windows += not skipped
+        self.skipped += skipped
+        self.waited += waited
+        self._bar.update()
+        rate = self._bar.format_dict["rate"] or 0.0
+        self._bar.set_postfix_str(f"{rate * self._megapixels:.2f} Mpx/s, waited {self.waited:.0f} s", refresh=False)
+
+    def __enter__(self) -> "Meter":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._bar.close()
+
+
+def _read_ahead(
+    scene: Scene, windows: list[Window], readers: int, *, depth: int, meter: Meter
+) -> Iterator[tuple[Window, Sample]]:
+    """The windows that show anything, in order, at most `depth` of them read before they are wanted."""
+    pending: deque[tuple[Window, Future[Sample | None]]] = deque()
+    left = iter(windows)
+    with ThreadPoolExecutor(readers, thread_name_prefix="reader") as pool:
+        try:
+            while True:
+                for window in itertools.islice(left, depth - len(pending)):
+                    pending.append((window, pool.submit(scene.read, window)))
+                if not pending:
+                    return
+                window, future = pending.popleft()
+                sample, waited = _wait(future, window)
+                meter.passed(skipped=sample is None, waited=waited)
+                if sample is not None:
+                    yield window, sample
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _wait(future: Future[Sample | None], window: Window) -> tuple[Sample | None, float]:
+    started = time.perf_counter()
+    try:
+        return future.result(), time.perf_counter() - started
+    except SkysenseError as error:
+        raise SkysenseError(f"{error.message} (window at {window})", fix=error.fix) from error
+    except Exception as error:
+        error.add_note(f"while reading the window at {window}")
+        raise

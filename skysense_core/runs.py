@@ -1,0 +1,198 @@
+"""What a training run keeps in its folder besides models: the state that an exact resume needs, and the logs."""
+
+import contextlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import nn
+from torch.utils.tensorboard import SummaryWriter
+
+from skysense_core import runtime
+from skysense_core.errors import SkysenseError, UsageError
+
+CONFIG, METRICS = "config.toml", "metrics.json"
+WRITTEN = (CONFIG, METRICS, "metrics.jsonl", "tensorboard", "state", "best", "last", "evaluation")
+"""What a run consists of, and all that `--overwrite` removes."""
+
+
+def check_folder(folder: Path, *, resume: bool, overwrite: bool) -> None:
+    """Raise UsageError where a run may not go into a folder: it holds something, and neither is wanted."""
+    if resume and overwrite:
+        raise UsageError("--resume and --overwrite contradict each other", fix="Give one of them.")
+    if resume or not folder.exists() or not any(folder.iterdir()):
+        return
+    if not overwrite:
+        raise UsageError(f"{folder} is not empty", fix="Use --resume to go on or --overwrite to start again.")
+    if not (folder / CONFIG).exists():
+        raise UsageError(f"{folder} is not a run, so nothing in it is removed", fix="Choose another --out.")
+
+
+def clear_folder(folder: Path) -> None:
+    """Remove what an older run left, and nothing else."""
+    for name in WRITTEN:
+        path = folder / name
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+
+
+class RunState:
+    """Model, optimiser, step and best score, in one safetensors file per saved step; the newest `keep` stay.
+
+    `settings` is everything that must be the same when the run goes on.
+    """
+
+    def __init__(self, folder: Path, settings: Mapping[str, Any], *, keep: int) -> None:
+        self.folder = folder
+        self.settings = settings
+        self.keep = keep
+        self.best = float("-inf")
+
+    def save(self, step: int, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        """Write the state after `step`; a kill or a full disk meanwhile leaves the one before it."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
+        for index, entry in optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer.{index}.{key}": torch.as_tensor(value) for key, value in entry.items()}
+        header = {"step": step, "best": self.best, "settings": self.settings}
+        path = self.folder / f"{step:09d}.safetensors"
+        temporary = path.with_suffix(".tmp")
+        contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
+        try:
+            save_file(contiguous, temporary, metadata={"run": json.dumps(header)})
+            with temporary.open("rb+") as file:
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        except (OSError, SafetensorError) as error:
+            temporary.unlink(missing_ok=True)
+            raise SkysenseError(
+                f"{path}: the state of step {step} could not be written: {error}",
+                fix="Make room there and run again with --resume: the state before it is intact.",
+            ) from error
+        for old in self.saved()[: -self.keep]:
+            old.unlink()
+
+    def saved(self) -> list[Path]:
+        """State files, oldest first."""
+        return sorted(self.folder.glob("*.safetensors"))
+
+    def load(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> int:
+        """Put model and optimiser back to the newest state and return its step; 0 where none was saved yet.
+
+        Raises UsageError naming every setting that has changed since, and SkysenseError for an unreadable file.
+        """
+        if not self.saved():
+            return 0
+        path = self.saved()[-1]
+        try:
+            with safe_open(path, framework="pt", device="cpu") as file:
+                header = json.loads(file.metadata()["run"])
+                self._refuse_changes(header["settings"])
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+        except (OSError, SafetensorError) as error:
+            raise SkysenseError(
+                f"{path}: not a readable state: {error}", fix="Delete it to go on from an older one."
+            ) from error
+        model.load_state_dict(
+            {name.removeprefix("model."): t for name, t in tensors.items() if name.startswith("model.")}
+        )
+        entries: dict[int, dict[str, torch.Tensor]] = {}
+        for name, tensor in tensors.items():
+            if name.startswith("optimizer."):
+                _, index, key = name.split(".", 2)
+                entries.setdefault(int(index), {})[key] = tensor
+        optimizer.load_state_dict({"state": entries, "param_groups": optimizer.state_dict()["param_groups"]})
+        self.best = header["best"]
+        return header["step"]
+
+    def _refuse_changes(self, before: Mapping[str, Any]) -> None:
+        old, new = _flat(before), _flat(json.loads(json.dumps(self.settings)))
+        changed = [
+            f"{key}: was {old.get(key, 'not set')}, is now {new.get(key, 'not set')}"
+            for key in sorted({*old, *new})
+            if old.get(key) != new.get(key)
+        ]
+        if changed:
+            raise UsageError(
+                f"{self.folder.parent}: cannot resume with other settings:\n" + "\n".join(changed),
+                fix="Give the settings of the run, or another --out.",
+            )
+
+
+def _flat(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in table.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return flat
+
+
+class RunLog:
+    """`metrics.jsonl` (one object per line) and TensorBoard, both cut back to step `after` when a run is resumed."""
+
+    def __init__(self, folder: Path, *, after: int) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / "metrics.jsonl"
+        lines = path.read_text(encoding="utf-8").splitlines() if after and path.exists() else []
+        kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= after]
+        path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+        self._file = path.open("a", encoding="utf-8")
+        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=after + 1)
+        self._samples, self._busy, self._waited = 0, 0.0, 0.0
+
+    def __enter__(self) -> "RunLog":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._file.close()
+        self._board.close()
+
+    @contextlib.contextmanager
+    def stepping(self) -> Iterator[None]:
+        """Around one training step: its time counts for samples per second."""
+        start = time.perf_counter()
+        yield
+        self._busy += time.perf_counter() - start
+
+    @contextlib.contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Around fetching a batch: its time is the loader's share."""
+        start = time.perf_counter()
+        yield
+        self._waited += time.perf_counter() - start
+
+    def count(self, samples: int) -> None:
+        self._samples += samples
+
+    def train(self, step: int, losses: Mapping[str, float], device: torch.device) -> dict[str, float]:
+        """Record a training step together with the speed since the last record, and return all of it."""
+        memory = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else runtime.peak_memory()
+        numbers = {
+            **losses,
+            "samples_per_s": self._samples / self._busy,
+            "data_wait": self._waited / self._busy,
+            "memory_gib": memory / 2**30,
+        }
+        self._samples, self._busy, self._waited = 0, 0.0, 0.0
+        self._write("train", step, numbers)
+        return numbers
+
+    def validation(self, step: int, scores: Mapping[str, float]) -> None:
+        self._write("val", step, scores)
+
+    def _write(self, kind: str, step: int, numbers: Mapping[str, float]) -> None:
+        self._file.write(json.dumps({"step": step, "kind": kind, **numbers}) + "\n")
+        self._file.flush()
+        for name, value in numbers.items():
+            self._board.add_scalar(f"{kind}/{name}", value, step)

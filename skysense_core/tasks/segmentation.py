@@ -1,0 +1,184 @@
+"""Semantic segmentation: a class for every pixel of the reference modality's grid."""
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+import torch
+from einops import reduce
+from jaxtyping import Bool, Float, Int, UInt8
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from skysense_core.data.batch import Batch, Series
+from skysense_core.errors import SkysenseError, UsageError
+from skysense_core.geo.windows import Lattice, Window
+from skysense_core.merge.raster import RasterMerger
+from skysense_core.metrics import ClassMapMetrics
+from skysense_core.modalities import Modality, finest
+from skysense_core.model.decoders import Fcn, FeaturePyramid, UperNet, resize
+from skysense_core.model.skysense import FeatureMap, Features, SkySense
+from skysense_core.tasks import RasterOutput, default_colours
+from skysense_core.types import IGNORE, Label
+
+log = logging.getLogger(__name__)
+
+RAREST = 1e-4
+"""Share of the pixels below which a class is not weighted any higher."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Segmentation:
+    """The `[task]` table."""
+
+    classes: tuple[str, ...] = ()
+    """Filled from the data set."""
+    colours: tuple[str, ...] = ()
+    """`#rrggbb` per class; not given: the data set's own, or chosen by name."""
+    head: Literal["auto", "upernet", "fcn"] = "auto"
+    """auto: UperNet."""
+    features: Literal["auto", "encoder", "fused"] = "auto"
+    """What the head sees: the four levels of a lone Swin encoder, or the fused map (METHOD 4). auto: the levels where
+    there is nothing to fuse."""
+    width: int | None = None
+    """Channels inside the head; not given: the preset's."""
+    class_balance: Literal["none", "sqrt", "inverse"] = "sqrt"
+    """Weight of a class in the loss: the same, or falling with (the root of) its share of the training pixels."""
+    class_weights: tuple[float, ...] = ()
+    """Not given: from the training labels, by `class_balance`."""
+    label_smoothing: float = 0.0
+
+    @property
+    def output(self) -> RasterOutput:
+        """Classes and one colour for each."""
+        return RasterOutput(classes=self.classes, colours=self.colours or default_colours(self.classes))
+
+    def completed(
+        self, classes: tuple[str, ...], colours: tuple[str, ...] | None, pixels: Int[np.ndarray, "k"]
+    ) -> "Segmentation":
+        """The task with what the data say, and with a weight per class. Logs each class's share of the labels.
+
+        Raises UsageError where `classes` are set otherwise, and SkysenseError where the labels teach nothing.
+        """
+        if self.classes not in ((), classes):
+            raise UsageError(f"task.classes are not the classes of the data: {', '.join(classes)}")
+        if len(classes) < 2:
+            raise SkysenseError(
+                f"the labels have one class ({', '.join(classes)}): nothing to tell apart",
+                fix="Give what lies outside a class of its own: --unlabelled background",
+            )
+        if not pixels.sum():
+            raise SkysenseError("the training part has no labelled pixel", fix="Check labels, classes and split.")
+        shares = pixels / pixels.sum()
+        weights = self.class_weights or self.weights(shares)
+        for name, share, weight in zip(classes, shares, weights, strict=True):
+            if share:
+                log.info("class %s: %.2f %% of the labelled pixels, weight %.2f", name, 100 * share, weight)
+        absent = [name for name, share in zip(classes, shares, strict=True) if not share]
+        if absent:
+            log.warning("classes without a training pixel, which cannot be learnt: %s", ", ".join(absent))
+        return replace(self, classes=classes, colours=self.colours or colours or (), class_weights=weights)
+
+    def weights(self, shares: Float[np.ndarray, "k"]) -> tuple[float, ...]:
+        """Weights of classes with these shares of the pixels; the mean weight of a pixel is 1."""
+        power = {"none": 0.0, "sqrt": -0.5, "inverse": -1.0}[self.class_balance]
+        weights = np.maximum(shares, RAREST) ** power
+        return tuple((weights / (shares @ weights)).tolist())
+
+    def fuses(self, modalities: Mapping[str, Modality]) -> bool:
+        """Whether the head looks at the fused map. Raises UsageError where it cannot do what the settings say."""
+        lone_swin = len(modalities) == 1 and modalities[finest(modalities)].encoder == "swin"
+        if self.features == "encoder" and (self.head == "fcn" or not lone_swin):
+            raise UsageError(
+                "task.features = encoder is for an UperNet on hr alone", fix="Use --set task.features=fused."
+            )
+        return self.features == "fused" or self.head == "fcn" or not lone_swin
+
+    def build_model(self, encoder: SkySense) -> "DenseModel":
+        """The encoder and a head on it."""
+        sizes, modality = encoder.spec.sizes, encoder.modalities[encoder.reference]
+        width, classes, fuse = self.width or sizes.decoder_width, len(self.classes), self.fuses(encoder.modalities)
+        fused = sizes.fusion.width * (2 if encoder.spec.prototypes else 1)
+        if self.head == "fcn":
+            return DenseModel(encoder, Fcn(fused, width, classes), fuse=True, levels=False)
+        if modality.encoder == "swin":
+            channels = [*sizes.swin.widths[:3], fused if fuse else sizes.swin.widths[3]]
+            return DenseModel(encoder, UperNet(channels, width, classes), fuse=fuse, levels=True)
+        head = nn.Sequential(FeaturePyramid(fused, width), UperNet([width] * 4, width, classes))
+        return DenseModel(encoder, head, fuse=True, levels=False)
+
+    def encode(self, label: Label, shape: tuple[int, int]) -> UInt8[np.ndarray, "h w"]:
+        """The label's codes. Raises SkysenseError where it does not lie on the (rows, columns) of the reference."""
+        if label.codes.shape != shape:
+            raise SkysenseError(f"a label of {label.codes.shape} pixels beside an image of {shape}")
+        return label.codes
+
+    def losses(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        """Weighted cross-entropy over the labelled pixels of the batch; 0 where there are none."""
+        assert batch.target is not None
+        logits, target = model(batch).float(), batch.target.long()
+        weights = torch.tensor(self.class_weights or (1.0,) * len(self.classes), device=logits.device)
+        total = F.cross_entropy(
+            logits,
+            target,
+            weights,
+            ignore_index=IGNORE,
+            reduction="sum",
+            label_smoothing=self.label_smoothing,
+        )
+        weight = weights[target[target != IGNORE]].sum()
+        return {"cross_entropy": total / weight.clamp(min=torch.finfo(torch.float32).tiny)}
+
+    def metrics(self) -> ClassMapMetrics:
+        return ClassMapMetrics(self.classes)
+
+    def scores(self, model: nn.Module, batch: Batch) -> Float[Tensor, "b k h w"]:
+        """Probabilities, float32."""
+        return model(batch).float().softmax(dim=1)
+
+    def merger(self, lattice: Lattice, strip: Window, device: torch.device) -> RasterMerger:
+        """Blends the probabilities of overlapping windows."""
+        return RasterMerger(lattice, strip, len(self.classes), device)
+
+    def decode(self, scores: Float[Tensor, "k h w"], valid: Bool[Tensor, "h w"]) -> UInt8[np.ndarray, "h w"]:
+        """The most probable class of every pixel, `IGNORE` where the reference modality has no data."""
+        codes = scores.argmax(dim=0).to(torch.uint8)
+        return torch.where(valid, codes, IGNORE).to(torch.uint8).cpu().numpy()
+
+
+class DenseModel(nn.Module):
+    """Encoder and head: a batch to logits on the grid of the reference modality.
+
+    With `levels` the head takes the reference's four levels, the last one replaced by the fused map where that is
+    computed; without, it takes the fused map alone.
+    """
+
+    def __init__(self, encoder: SkySense, head: nn.Module, *, fuse: bool, levels: bool) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.head = head
+        self.fuse = fuse
+        self.levels = levels
+
+    def forward(self, batch: Batch) -> Float[Tensor, "b k h w"]:
+        images = batch.epochs[0]
+        reference = images[self.encoder.reference]
+        features = self.encoder(images, batch.lonlat, batch.located, fuse=self.fuse)
+        return resize(self.head(self.maps(features, reference)), reference.pixels.shape[-2:])
+
+    def maps(self, features: Features, reference: Series) -> Float[Tensor, "b _ _ _"] | list[Float[Tensor, "b _ _ _"]]:
+        """What the head takes."""
+        if not self.levels:
+            assert features.fused is not None
+            return features.fused.tensor[:, 0]
+        seen = reduce(reference.valid, "b t h w -> b t", "max")
+        levels = [over_dates(level, seen) for level in features.levels[self.encoder.reference]]
+        return levels if features.fused is None else [*levels[:3], features.fused.tensor[:, 0]]
+
+
+def over_dates(level: FeatureMap, seen: Bool[Tensor, "b t"]) -> Float[Tensor, "b d h w"]:
+    """The mean over the images that show anything."""
+    weight = seen[:, :, None, None, None].to(level.tensor.dtype)
+    return (level.tensor * weight).sum(dim=1) / weight.sum(dim=1).clamp(min=1)
