@@ -1,0 +1,5 @@
+"""`python -m skysense_cli` is `skysense`."""
+
+from skysense_cli.app import main
+
+main()

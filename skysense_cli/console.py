@@ -1,0 +1,87 @@
+"""What the commands print: logs and errors on stderr, the result on stdout as a table or as one JSON object.
+
+Rich is imported where something is drawn, not with the module: `--help` must not pay for it.
+"""
+
+import json
+import logging
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from skysense_core.errors import SkysenseError
+
+PACKAGES = ("skysense_core", "skysense_cli")
+TOTALS = {"oa": "accuracy", "miou": "mIoU", "mf1": "mean F1", "kappa": "kappa"}
+PER_CLASS = {"iou": "IoU", "f1": "F1", "precision": "precision", "recall": "recall"}
+
+
+def start_logging(*, quiet: bool, verbose: bool) -> None:
+    """Send the project's own log lines to stderr: all with `verbose`, warnings only with `quiet`."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    level = logging.DEBUG if verbose else logging.WARNING if quiet else logging.INFO
+    for name in PACKAGES:
+        logger = logging.getLogger(name)
+        logger.handlers = [handler]
+        logger.setLevel(level)
+        logger.propagate = False
+
+
+def print_error(error: SkysenseError) -> None:
+    """`error: what and where`, and below it what to do, on stderr."""
+    from rich.console import Console
+    from rich.text import Text
+
+    text = Text.assemble(("error: ", "bold red"), error.message)
+    if error.fix:
+        text.append(f"\n{error.fix}", style="cyan")
+    Console(stderr=True, soft_wrap=True, highlight=False).print(text)
+
+
+def print_json(result: Mapping[str, Any]) -> None:
+    """One JSON object on stdout."""
+    sys.stdout.write(json.dumps(result, default=str) + "\n")
+
+
+def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """A table on stdout; every column but the first is aligned to the right."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title=title, title_justify="left", title_style="bold")
+    for number, name in enumerate(columns):
+        table.add_column(name, justify="right" if number else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*map(Text, row))
+    Console().print(table)
+
+
+def print_facts(facts: Mapping[str, str]) -> None:
+    """Lines of `name  value` on stdout; a value is never cut, so that paths can be copied."""
+    from rich.console import Console
+    from rich.text import Text
+
+    width = max(map(len, facts), default=0)
+    for name, value in facts.items():
+        Console(soft_wrap=True).print(Text.assemble((f"{name:<{width}}  ", "bold"), value))
+
+
+def print_classes(title: str, scores: Mapping[str, Any]) -> None:
+    """The scores of each class, as the core's `metrics.class_scores` makes them."""
+    rows = [
+        (name, *(score(one[key]) for key in PER_CLASS), f"{one['support']:,}")
+        for name, one in scores["classes"].items()
+    ]
+    print_table(title, ("class", *PER_CLASS.values(), "pixels"), rows)
+
+
+def score(value: float | None) -> str:
+    """A score as `0.931`, or a dash where it is undefined."""
+    return "-" if value is None else f"{value:.3f}"
+
+
+def percent(share: float) -> str:
+    """A share as `93.1 %`."""
+    return f"{100 * share:.1f} %"

@@ -1,0 +1,116 @@
+"""From the words of the command line to the tables that the core's settings are built from."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from skysense_core.errors import UsageError
+
+Table = dict[str, Any]
+
+
+def numbers(option: str, text: str | None, count: int) -> tuple[float, ...] | None:
+    """The numbers of a value such as `1.5,2,3,4`. Raises UsageError where it is something else."""
+    if text is None:
+        return None
+    try:
+        values = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        values = ()
+    if len(values) != count:
+        raise UsageError(f"{option} {text}: expected {count} numbers with commas between them and no blanks")
+    return values
+
+
+def pairs(option: str, items: Sequence[str] | None) -> dict[str, str]:
+    """`["COMPRESS=ZSTD"]` as a mapping. Raises UsageError where an item has no =."""
+    split = [item.partition("=") for item in items or ()]
+    for key, equals, value in split:
+        if not (key and equals):
+            raise UsageError(f"{option} {key or value}: expected KEY=VALUE")
+    return {key: value for key, _, value in split}
+
+
+def by_modality(items: Sequence[str] | None) -> dict[str, tuple[str, ...]]:
+    """`["s2=a", "s2=b", "c"]` as `{"s2": ("a", "b"), "": ("c",)}`; a path that exists is no assignment."""
+    found: dict[str, tuple[str, ...]] = {}
+    for item in items or ():
+        name, equals, value = item.partition("=")
+        if not (equals and name.isidentifier()) or Path(item).exists():
+            name, value = "", item
+        found[name] = (*found.get(name, ()), value)
+    return found
+
+
+def read(
+    *,
+    bands: Sequence[str] | None,
+    nodata: float | None,
+    rescale: str | None,
+    s2_offset: float | None,
+    s1_unit: str | None,
+    date: Sequence[str] | None,
+    date_pattern: str | None,
+) -> Table:
+    """How each modality is read, as fields of the core's `ReadOptions`; "" stands for those that no option names."""
+    shared = {
+        "nodata": nodata,
+        "rescale": numbers("--rescale", rescale, 2),
+        "offset": s2_offset,
+        "unit": s1_unit,
+        "date_pattern": date_pattern,
+    }
+    tables: dict[str, Table] = {"": {key: value for key, value in shared.items() if value is not None}}
+    for name, lists in by_modality(bands).items():
+        tables[name] = {**tables.get(name, tables[""]), "bands": tuple(lists[-1].split(","))}
+    for name, dates in by_modality(date).items():
+        tables[name] = {**tables.get(name, tables[""]), "dates": dates}
+    return {name: table for name, table in tables.items() if table}
+
+
+def data(
+    *,
+    inputs: Sequence[str] | None,
+    labels: Path | None,
+    label_column: str | None,
+    unlabelled: str | None,
+    classes: str | None,
+    source: str | None,
+    split_by: str | None,
+    fold: int | None,
+    reading: Table,
+) -> Table:
+    """The `[data]` table: what was given, under the names of the sources' fields. Raises UsageError for bad values."""
+    found = by_modality(inputs)
+    paths = found.pop("", ())
+    if len(paths) > 1:
+        raise UsageError(
+            f"--data was given {len(paths)} data sets: {', '.join(paths)}",
+            fix="Give one, or rasters as MODALITY=PATH, e.g. --data s2=scene/",
+        )
+    if paths and (found or (labels is not None and Path(paths[0]).suffix != ".toml")):
+        raise UsageError(f"--data {paths[0]}: of which modality is it?", fix=f"For example --data s2={paths[0]}")
+    table = {
+        "source": source or ("scenes" if found else None),
+        "path": paths[0] if paths else None,
+        "rasters": found or None,
+        "labels": None if labels is None else str(labels),
+        "label_column": label_column,
+        "unlabelled": unlabelled,
+        "classes": None if classes is None else _classes(classes),
+        "split_by": split_by,
+        "fold": fold,
+        "read": reading or None,
+    }
+    return {key: value for key, value in table.items() if value is not None}
+
+
+def _classes(text: str) -> tuple[str, ...] | Table:
+    if not text.endswith(".toml"):
+        return tuple(name.strip() for name in text.split(","))
+    from skysense_core import config
+
+    table = config.load_toml(Path(text))
+    if not isinstance(table.get("classes"), dict):
+        raise UsageError(f"{text}: no [classes] table", fix='It maps label values to classes, e.g. oak = "forest".')
+    return table["classes"]
