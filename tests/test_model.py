@@ -14,7 +14,7 @@ from skysense_core.model.decoders import Fcn, FeaturePyramid, UperNet
 from skysense_core.model.presets import PRESETS, FusionSpec, ModelSpec, PrototypeSpec, SwinSpec, VitSpec, preset
 from skysense_core.model.prototypes import Prototypes
 from skysense_core.model.skysense import Features, SkySense
-from skysense_core.model.swin import SwinTransformer, WindowAttention, shift_mask
+from skysense_core.model.swin import SwinTransformer, WindowAttention, relative_positions, shift_mask
 
 ALL = {name: modalities.load(name) for name in ("hr", "s2", "s1")}
 SMALL = replace(
@@ -138,7 +138,9 @@ def test_window_attention_equals_timms() -> None:
         torch.testing.assert_close(ours(windows, given), expected, rtol=0, atol=1e-5)
 
 
-def test_mask_of_a_forward_without_gradient_serves_training() -> None:
+def test_tables_of_a_forward_without_gradient_serve_training() -> None:
+    for cached in (shift_mask, relative_positions):
+        cached.cache_clear()
     encoder = SwinTransformer(SMALL.swin, 3)
     images = torch.randn(1, 3, 72, 72)
     with torch.inference_mode():

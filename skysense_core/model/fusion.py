@@ -3,8 +3,10 @@
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from einops import rearrange
 from jaxtyping import Bool, Float
+from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from skysense_core.model.presets import FusionSpec
@@ -43,6 +45,19 @@ class Fusion(nn.Module):
         """The fused feature of n positions with t projected tokens each."""
         x = torch.cat((self.extra_token.expand(len(tokens), -1, -1), tokens), dim=1)
         mask = torch.cat((torch.ones_like(exists[:, :1]), exists), dim=1)[:, None, None, :]
-        for layer in self.layers:
+        *layers, last = self.layers
+        for layer in layers:
             x = layer(x, attn_mask=mask)
-        return x[:, 0]
+        return extra_token_after(last, x, mask)
+
+
+def extra_token_after(layer: Block, x: Float[Tensor, "n t e"], mask: Bool[Tensor, "n 1 1 t"]) -> Float[Tensor, "n e"]:
+    """The first token after a layer: nothing else is read after the last one, so nothing else is computed."""
+    attention, width, h = layer.attn, x.shape[-1], layer.attn.num_heads
+    weight, bias = attention.qkv.weight, attention.qkv.bias
+    y = layer.norm1(x)
+    q = rearrange(F.linear(y[:, :1], weight[:width], bias[:width]), "n t (h d) -> n h t d", h=h)
+    k, v = rearrange(F.linear(y, weight[width:], bias[width:]), "n t (two h d) -> two n h t d", two=2, h=h)
+    seen = rearrange(F.scaled_dot_product_attention(q, k, v, attn_mask=mask), "n h t d -> n t (h d)")
+    first = x[:, :1] + layer.drop_path1(attention.proj(seen))
+    return (first + layer.drop_path2(layer.mlp(layer.norm2(first))))[:, 0]
