@@ -25,7 +25,11 @@ CITIES = ("zanzibar", "nairobi")
 
 def mosaic(tiles: Path, zoom: int, out: Path) -> None:
     """One GeoTIFF of every tile of a zoom level, masked where there is none."""
-    found = [(int(m[1]), int(m[2]), path) for path in tiles.iterdir() if (m := re.search(rf"(\d+)-(\d+)-{zoom}\.png$", path.name))]
+    found = [
+        (int(m[1]), int(m[2]), path)
+        for path in tiles.iterdir()
+        if (m := re.search(rf"(\d+)-(\d+)-{zoom}\.png$", path.name))
+    ]
     left, top = min(x for x, _, _ in found), min(y for _, y, _ in found)
     columns, rows = max(x for x, _, _ in found) - left + 1, max(y for _, y, _ in found) - top + 1
     side = 2 * WORLD / 2**zoom
@@ -59,8 +63,8 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--zooms", type=int, nargs="+", default=[20])
     parser.add_argument("--preset", default="nano")
-    parser.add_argument("--steps", type=int, default=1500)
-    parser.add_argument("--batch-size", type=int, default=4)
+    parser.add_argument("--steps", type=int, default=600)
+    parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--ship", action="store_true", help="train on both cities, split by ground")
     options = parser.parse_args()
@@ -73,9 +77,7 @@ def main() -> None:
 
     def scenes(city: str, split: str) -> str:
         labels = (options.tiles / f"fair_{city}" / "labels.geojson").resolve()
-        return "".join(
-            f'[[scene]]\nhr = "{city}_{zoom}.tif"\nlabels = "{labels}"\n{split}\n' for zoom in options.zooms
-        )
+        return "".join(f'[[scene]]\nhr = "{city}_{zoom}.tif"\nlabels = "{labels}"\n{split}\n' for zoom in options.zooms)
 
     experiments = (
         {"both": scenes(CITIES[0], "") + scenes(CITIES[1], "")}
@@ -89,6 +91,7 @@ def main() -> None:
             "skysense", "finetune", "--task", "segmentation", "--data", data, "--classes", "building",
             "--unlabelled", "background", "--preset", options.preset, "--steps", options.steps,
             "--batch-size", options.batch_size, "--seed", options.seed, "--out", model, "--resume",
+            "--set", "modalities.hr.gsd=0.2", "--set", "modalities.hr.window=256", "--set", "data.block=2", "--set", "augment.contrast=0.2",
             *([] if options.ship else ["--set", "data.test_share=0.0"]),
         )  # fmt: skip
         run("skysense", "evaluate", "--model", model, "--data", data, "--split", "test", "--baselines")

@@ -32,8 +32,8 @@ CLASSES = 10
 WINDOW = 256
 
 
-def write_scene(path: Path, height: int, width: int) -> Path:
-    """A valid RGB scene at 0.3 m, tiled, written block row by block row."""
+def write_scene(path: Path, height: int, width: int, shift: int = 0) -> Path:
+    """A valid RGB scene at 0.3 m, tiled, written block row by block row; `shift` pixels to the south-east."""
     profile = {
         "driver": "GTiff",
         "count": 3,
@@ -41,7 +41,7 @@ def write_scene(path: Path, height: int, width: int) -> Path:
         "height": height,
         "width": width,
         "crs": "EPSG:32636",
-        "transform": Affine(0.3, 0, 500_000, 0, -0.3, 4_000_000),
+        "transform": Affine(0.3, 0, 500_000 + 0.3 * shift, 0, -0.3, 4_000_000 - 0.3 * shift),
         "tiled": True,
         "blockxsize": 256,
         "blockysize": 256,
@@ -85,7 +85,12 @@ def child(height: int, width: int, preset: str) -> None:
         model = write_model(folder / "model", preset)
         predict(
             PredictConfig(
-                inputs=(str(folder / "scene.tif"),), out=folder / "map.tif", model=model, batch_size=4, jobs=2, device="cpu"
+                inputs=(str(folder / "scene.tif"),),
+                out=folder / "map.tif",
+                model=model,
+                batch_size=4,
+                jobs=2,
+                device="cpu",
             )
         )
     print(runtime.peak_memory())

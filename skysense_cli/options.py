@@ -171,6 +171,9 @@ Config = Annotated[
 Set = Annotated[
     list[str] | None,
     typer.Option(
-        "--set", metavar="KEY=VALUE", help="Any other setting, e.g. --set optim.lr=3e-4.", rich_help_panel=OUTPUT
+        "--set",
+        metavar="KEY=VALUE",
+        help="Any other setting by its name, e.g. --set data.block=2.",
+        rich_help_panel=OUTPUT,
     ),
 ]

@@ -17,9 +17,8 @@ from skysense_core.data.loader import evaluation_loader
 from skysense_core.errors import UsageError
 from skysense_core.metrics import plot_confusion
 from skysense_core.runs import CONFIG, METRICS
-from skysense_core.sources import PartName
 from skysense_core.tasks import measure
-from skysense_core.types import Split
+from skysense_core.types import PartName, Split
 
 log = logging.getLogger(__name__)
 

@@ -15,7 +15,9 @@ from typing import Any, TypeAlias, TypeVar
 
 from affine import Affine
 from jaxtyping import Float
+from odc.geo.crs import CRS
 from odc.geo.geobox import GeoBox
+from pyproj.exceptions import CRSError
 from torch import Tensor, device
 from tqdm import tqdm
 
@@ -112,7 +114,11 @@ def _cropped(
     target: GeoBox, native: GeoBox, option: str, source: Path | tuple[float, float, float, float], crs: str | None
 ) -> GeoBox:
     """The whole pixels of the map's grid that cover a box or polygons."""
-    left, bottom, right, top = load_aoi(source, crs_of(target), bbox_crs=crs or native.crs).bounds
+    try:
+        known = native.crs if crs is None else CRS(crs)
+    except CRSError:
+        raise UsageError(f"--bbox-crs {crs}: no such CRS", fix="For example --bbox-crs EPSG:4326") from None
+    left, bottom, right, top = load_aoi(source, crs_of(target), bbox_crs=known).bounds
     box = GeoBox((1, 1), Affine(right - left, 0, left, 0, bottom - top, top), target.crs)
     if window_over(native, box).empty or window_over(target, box).empty:
         raise UsageError(

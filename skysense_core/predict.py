@@ -23,6 +23,7 @@ from skysense_core.data.batch import Batch
 from skysense_core.data.scene import model_grid, open_stacks
 from skysense_core.errors import SkysenseError, UsageError
 from skysense_core.geo import cog, vector
+from skysense_core.geo.cache import block_cache
 from skysense_core.geo.cog import Product
 from skysense_core.geo.raster import ReadOptions
 from skysense_core.geo.windows import Window
@@ -255,7 +256,10 @@ def _sweep(
         with runtime.autocast(device, config.precision):
             return model.task.scores(model.model, batch)
 
+    readers = config.jobs or min(4, os.cpu_count() or 1)
+
     with ExitStack() as context:
+        context.enter_context(block_cache(scene.stacks.values(), strips[0].width, readers))
         writers = {
             name: context.enter_context(cog.RowWriter(path, ground, products[name])) for name, path in drafts.items()
         }
@@ -269,7 +273,7 @@ def _sweep(
             lambda strip: model.task.merger(plan.lattice, strip, device),
             on=device,
             batch_size=config.batch_size or plan.batch_size(device),
-            readers=config.jobs or min(4, os.cpu_count() or 1),
+            readers=readers,
             meter=meter,
         )
         parts = context.enter_context(closing(swept))

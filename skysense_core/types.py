@@ -8,12 +8,14 @@ Everything here is numpy: torch begins in `data.batch`.
 """
 
 from dataclasses import dataclass
-from typing import Protocol, TypeAlias, runtime_checkable
+from typing import Literal, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 from jaxtyping import Bool, Int, Num, UInt8
 from odc.geo.geobox import GeoBox
 from shapely import Polygon
+
+PartName: TypeAlias = Literal["train", "val", "test"]
 
 IGNORE = 255
 """Label value that no loss and no metric looks at; also the nodata value of class maps on disk."""
@@ -70,9 +72,11 @@ class Split(Protocol):
     @property
     def classes(self) -> tuple[str, ...]:
         """Names of the label codes 0..k-1."""
+
     @property
     def colours(self) -> tuple[str, ...] | None:
         """One hex colour per class where the data set has its own."""
+
     @property
     def notes(self) -> tuple[str, ...]:
         """Facts that the user should know: what was reprojected, dropped, assumed."""

@@ -22,7 +22,7 @@ ROWS = (
     {"tasks", "sources"},
     {"trainer", "checkpoint", "inference", "cluster", "baselines", "preview"},
 )
-"""A module imports only lower rows, and errors. Other modules of the core are verbs (row 5); row 6 is the command line."""
+"""A module imports lower rows only, and errors. Other modules of the core are verbs (row 5); row 6 is the CLI."""
 
 VERBS, COMMANDS = len(ROWS), len(ROWS) + 1
 

@@ -64,7 +64,7 @@ def scene(tmp_path: Path, write_raster: Callable[..., Path]) -> Path:
 @pytest.fixture
 def polygons(tmp_path: Path) -> Path:
     """One polygon per stripe."""
-    left, bottom, right, top = GRID.boundingbox
+    left, _, right, top = GRID.boundingbox
     stripes = [box(left, top - 160 * (i + 1), right, top - 160 * i) for i in range(8)]
     names = ["lake" if i % 2 else "field" for i in range(8)]
     path = tmp_path / "polygons.gpkg"
@@ -72,24 +72,23 @@ def polygons(tmp_path: Path) -> Path:
     return path
 
 
+SETTINGS = (
+    'modalities.s2.bands=["B02", "B03", "B04"]',
+    "modalities.s2.window=32",
+    "data.block=1",
+    "train.validate_every=10",
+)
 FINETUNE = (
     *("finetune", "--task", "landcover", "--label-column", "cover", "--split-by", "west-east", "--preset", "nano"),
-    *(
-        "--set",
-        'modalities.s2.bands=["B02", "B03", "B04"]',
-        "--set",
-        "data.block=1",
-        "--set",
-        "modalities.s2.window=32",
-    ),
-    *("--steps", "20", "--batch-size", "2", "--out", "run"),
+    *(word for setting in SETTINGS for word in ("--set", setting)),
+    *("--steps", "10", "--batch-size", "2", "--out", "run"),
 )
 
 
 def test_train_judge_and_map(run: Run, scene: Path, polygons: Path, tmp_path: Path) -> None:
     trained = run(*FINETUNE, "--data", f"s2={scene}", "--labels", polygons, "--json")
     assert trained.code == 0, trained.stderr
-    assert json.loads(trained.stdout)["steps"] == 20
+    assert json.loads(trained.stdout)["steps"] == 10
     assert (tmp_path / "run" / "config.toml").exists()
 
     judged = run("evaluate", "--model", "run", "--split", "test", "--baselines")
@@ -139,9 +138,7 @@ def test_train_judge_and_map(run: Run, scene: Path, polygons: Path, tmp_path: Pa
         (("predikt",), 2, "Did you mean 'predict'?"),
     ],
 )
-def test_a_mistake_gets_one_message_and_its_exit_code(
-    run: Run, words: tuple[str, ...], code: int, message: str
-) -> None:
+def test_a_mistake_gets_one_message_and_a_code(run: Run, words: tuple[str, ...], code: int, message: str) -> None:
     done = run(*words)
     assert done.code == code, done.stderr
     assert message in done.stderr
@@ -150,9 +147,7 @@ def test_a_mistake_gets_one_message_and_its_exit_code(
 
 
 @pytest.mark.parametrize("words", [("--debug", "evaluate", "--model", "a"), ("evaluate", "--model", "a", "--debug")])
-def test_debug_lets_the_error_through_wherever_it_stands(
-    words: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_debug_lets_the_error_through(words: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["skysense", *words])
     with pytest.raises(SkysenseError, match="no such model folder"):
         main()

@@ -1,4 +1,4 @@
-"""Every how-to of CONTRIBUTING.md works as it is written: its code goes into a copy of the package's folder and is used."""
+"""Every how-to of CONTRIBUTING.md works as it is written: its code is put beside the package's own and used."""
 
 import re
 import subprocess

@@ -110,27 +110,23 @@ def test_killing_at_any_moment_and_resuming_changes_no_bit(data: Path, tmp_path:
         "from skysense_core.finetune import FinetuneConfig, finetune;"
         "finetune(config.build(FinetuneConfig, config.load_toml(Path(sys.argv[1]))))"
     )
-
-    def command(name: str, resume: bool) -> list[str]:
-        train = {"steps": 12, "save_every": 2, "validate_every": 5}
-        table = config.to_table(settings(data, tmp_path / name, train=train, workers=1, resume=resume))
-        config.write_toml(tmp_path / f"{name}.toml", table)
-        return [sys.executable, "-c", script, str(tmp_path / f"{name}.toml")]
-
-    subprocess.run(command("whole", False), check=True)
-    for kill in (signal.SIGKILL, signal.SIGKILL, signal.SIGTERM):
+    train = {"steps": 12, "save_every": 2, "validate_every": 5}
+    whole = finetune(settings(data, tmp_path / "whole", train=train))
+    given = settings(data, tmp_path / "killed", train=train, resume=True)
+    config.write_toml(tmp_path / "killed.toml", config.to_table(given))
+    for number in (signal.SIGKILL, signal.SIGTERM):
         states = sorted((tmp_path / "killed").glob("state/*"))
-        process = subprocess.Popen(command("killed", True))
+        process = subprocess.Popen([sys.executable, "-c", script, str(tmp_path / "killed.toml")])
         while process.poll() is None and sorted((tmp_path / "killed").glob("state/*.safetensors")) == states:
             time.sleep(0.02)
-        time.sleep(0.3)
-        process.send_signal(kill)
+        process.send_signal(number)
         assert process.wait() != 0
-    subprocess.run(command("killed", True), check=True)
+    assert 2 <= int(max((tmp_path / "killed").glob("state/*.safetensors")).stem) < 12
+    killed = finetune(given)
+    assert killed.metrics == whole.metrics
     for name in ("best", "last"):
-        assert (tmp_path / "killed" / name / "model.safetensors").read_bytes() == (
-            tmp_path / "whole" / name / "model.safetensors"
-        ).read_bytes()
+        files = [run.folder / name / "model.safetensors" for run in (whole, killed)]
+        assert files[0].read_bytes() == files[1].read_bytes()
 
 
 def test_starting_from_a_model_takes_its_encoder(

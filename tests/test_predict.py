@@ -140,6 +140,16 @@ def test_any_overlap_covers_everything(scene, tmp_path, use_task, overlap):
     np.testing.assert_array_equal(read(tmp_path / "map.tif"), read(scene))
 
 
+def test_windows_are_rounded_to_whole_tokens_and_it_is_said(scene, tmp_path, use_task):
+    use_task(Mirror(classes=NAMES))
+    result = run(scene, tmp_path / "map.tif", window=100, overlap=10)
+    assert [note.split(",")[0] for note in result.notes] == [
+        "--window 100: rounded to 96",
+        "--overlap 10: rounded to 0",
+    ]
+    np.testing.assert_array_equal(read(tmp_path / "map.tif"), read(scene))
+
+
 def test_a_constant_predictor_is_constant_in_every_pixel(scene, tmp_path, use_task):
     use_task(Constant(classes=NAMES))
     result = run(scene, tmp_path / "map.tif", confidence=True, probabilities=True)
@@ -396,6 +406,7 @@ def test_what_is_wrong_is_said_before_any_work(scene, tmp_path, write_raster, us
         assert not out.exists()
 
     refused(r"(?s)outside the scene: .* in EPSG:32636; the scene is 500000, .*--bbox-crs", bbox=(0.0, 0.0, 1.0, 1.0))
+    refused("--bbox-crs EPSG:99999999: no such CRS", bbox=(0.0, 0.0, 1.0, 1.0), bbox_crs="EPSG:99999999")
     refused("no such folder", SkysenseError, out=tmp_path / "missing" / "map.tif")
     refused("not the name of a GeoTIFF", out=tmp_path / "map.png")
     refused("no such file", SkysenseError, scene=tmp_path / "scene.tiff")

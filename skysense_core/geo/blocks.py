@@ -5,13 +5,18 @@ out instead, and no window leaves its block.
 """
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
+from typing import Any
 
 import numpy as np
+import shapely
 from jaxtyping import Bool
+from shapely import Polygon, STRtree
 
 from skysense_core.geo.windows import Window
+from skysense_core.types import PartName
 
 
 def starts(side: int, window: int, step: int) -> list[int]:
@@ -72,16 +77,21 @@ class Block:
 
     scene: str
     area: Window
-    part: str | None
-    """train, val or test where the user says so; None: any."""
+    ground: Polygon
+    """Its outline in EPSG:4326: two scenes may show the same ground."""
+    part: PartName | None
+    """Where it belongs by its place; None: anywhere."""
+    chosen: bool
+    """Whether the user named the part for this scene."""
     dense: tuple[Place, ...]
     """Half a window apart, to learn from."""
     once: tuple[Place, ...]
     """Side by side, to measure on: every pixel is new in one of them."""
 
     @classmethod
-    def of(cls, known: Bool[np.ndarray, "h w"], window: int, *, scene: str, area: Window, part: str | None) -> "Block":
-        """A block by where its pixels are labelled; windows of `window` pixels."""
+    def of(cls, known: Bool[np.ndarray, "h w"], window: int, **place: Any) -> "Block":
+        """A block by where its pixels are labelled; windows of `window` pixels. `place` are the other fields."""
+        area = place["area"]
 
         def labelled(place: Place) -> bool:
             rows, cols = (slice(first + seen, first + window) for first, seen in
@@ -97,9 +107,7 @@ class Block:
             for col, seen_cols in cover(width, window)
         ]
         return cls(
-            scene=scene,
-            area=area,
-            part=part,
+            **place,
             dense=tuple(_moved(place, area) for place in dense if labelled(place)),
             once=tuple(_moved(place, area) for place in once if labelled(place)),
         )
@@ -109,28 +117,71 @@ def _moved(place: Place, area: Window) -> Place:
     return replace(place, row=area.row + place.row, col=area.col + place.col)
 
 
-def deal(found: Iterable[Block], *, val_share: float, test_share: float, seed: int) -> dict[str, list[Block]]:
-    """The blocks of train, val and test: those that belong somewhere, and shares of the others.
+def deal(
+    found: Sequence[Block], *, val_share: float, test_share: float, seed: int
+) -> tuple[dict[PartName, list[Block]], int]:
+    """The blocks of train, val and test, and how many were left out because another part shows their ground.
 
-    Where nothing else validates, a share of the training blocks does. The order in which blocks are drawn depends on
-    the place of each and the seed alone, so that a block more or less changes little.
+    Blocks that belong somewhere stay there, shares of the others validate and test. Where nothing else validates, a
+    share of the training blocks does. Blocks of several scenes on the same ground (dates, zooms) go together. The
+    order in which ground is drawn depends on its place and the seed alone, so that a block more or less changes little.
     """
+    parts: dict[PartName, list[Block]] = {"train": [], "val": [], "test": []}
+    for block in found:
+        if block.part is not None:
+            parts[block.part].append(block)
+    free = _drawn([block for block in found if block.part is None], seed)
+    if free:
+        test, val = (max(round(share * len(free)), 1) if share else 0 for share in (test_share, val_share))
+        parts["test"] += chain(*free[:test])
+        parts["val"] += chain(*free[test : test + val])
+        parts["train"] += chain(*free[test + val :])
+    if not parts["val"]:
+        drawn = _drawn(parts["train"], seed)
+        val = max(round(val_share * len(drawn)), 1)
+        parts["val"], parts["train"] = [*chain(*drawn[:val])], [*chain(*drawn[val:])]
+    before = sum(map(len, parts.values()))
+    parts["val"] = _apart(parts["val"], parts["test"])
+    parts["train"] = _apart(parts["train"], parts["val"] + parts["test"])
+    for blocks in parts.values():
+        blocks.sort(key=lambda block: (block.scene, block.area.row, block.area.col))
+    return parts, before - sum(map(len, parts.values()))
+
+
+def _drawn(found: Sequence[Block], seed: int) -> list[list[Block]]:
+    """Blocks grouped by ground, in an order drawn by the place of the first of each group."""
 
     def draw(block: Block) -> bytes:
         key = (seed, block.scene, block.area.row, block.area.col)
         return hashlib.blake2b(repr(key).encode(), digest_size=8).digest()
 
     order = sorted(found, key=draw)
-    free = [block for block in order if block.part is None]
-    test, val = (max(round(share * len(free)), 1) for share in (test_share, val_share))
-    parts = {name: [block for block in order if block.part == name] for name in ("train", "val", "test")}
-    parts["test"] += free[:test]
-    parts["val"] += free[test : test + val]
-    parts["train"] += free[test + val :]
-    if not parts["val"]:
-        val = max(round(val_share * len(parts["train"])), 1)
-        parts["val"], parts["train"] = parts["train"][:val], parts["train"][val:]
-    return {
-        name: sorted(dealt, key=lambda block: (block.scene, block.area.row, block.area.col))
-        for name, dealt in parts.items()
+    group = list(range(len(order)))
+    for one, other in zip(*_overlaps(order, order, share=0.5), strict=True):
+        low, high = sorted((group[one], group[other]))
+        group = [low if number == high else number for number in group]
+    members: dict[int, list[Block]] = {}
+    for number, block in zip(group, order, strict=True):
+        members.setdefault(number, []).append(block)
+    return list(members.values())
+
+
+def _apart(found: Sequence[Block], others: Sequence[Block]) -> list[Block]:
+    """The blocks that show no ground of the others; the user's own choice of parts for both is respected."""
+    shared = {
+        one
+        for one, other in zip(*_overlaps(found, others, share=0.01), strict=True)
+        if not (found[one].chosen and others[other].chosen)
     }
+    return [block for number, block in enumerate(found) if number not in shared]
+
+
+def _overlaps(found: Sequence[Block], others: Sequence[Block], *, share: float) -> tuple[list[int], list[int]]:
+    """Pairs of blocks of different scenes that have more than `share` of the smaller one's ground in common."""
+    grounds, other_grounds = (np.array([b.ground for b in blocks], dtype=object) for blocks in (found, others))
+    one, other = STRtree(other_grounds).query(grounds, "intersects")
+    first, second = grounds[one], other_grounds[other]
+    smaller = np.minimum(shapely.area(first), shapely.area(second))
+    scenes = [found[i].scene != others[j].scene for i, j in zip(one, other, strict=True)]
+    keep = (shapely.area(shapely.intersection(first, second)) > share * smaller) & np.array(scenes, dtype=bool)
+    return one[keep].tolist(), other[keep].tolist()

@@ -1,12 +1,12 @@
 """Multi-modal temporal fusion: a transformer over the tokens of one position [P Eq. 2, METHOD 2]."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from jaxtyping import Bool, Float
-from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from skysense_core.model.presets import FusionSpec
@@ -51,13 +51,13 @@ class Fusion(nn.Module):
         return extra_token_after(last, x, mask)
 
 
-def extra_token_after(layer: Block, x: Float[Tensor, "n t e"], mask: Bool[Tensor, "n 1 1 t"]) -> Float[Tensor, "n e"]:
-    """The first token after a layer: nothing else is read after the last one, so nothing else is computed."""
-    attention, width, h = layer.attn, x.shape[-1], layer.attn.num_heads
-    weight, bias = attention.qkv.weight, attention.qkv.bias
+def extra_token_after(layer: Any, x: Float[Tensor, "n t e"], mask: Bool[Tensor, "n 1 1 t"]) -> Float[Tensor, "n e"]:
+    """The first token after a layer (timm's Block): nothing else is read after the last one, so no more is computed."""
+    width, h = x.shape[-1], layer.attn.num_heads
+    weight, bias = layer.attn.qkv.weight, layer.attn.qkv.bias
     y = layer.norm1(x)
     q = rearrange(F.linear(y[:, :1], weight[:width], bias[:width]), "n t (h d) -> n h t d", h=h)
     k, v = rearrange(F.linear(y, weight[width:], bias[width:]), "n t (two h d) -> two n h t d", two=2, h=h)
     seen = rearrange(F.scaled_dot_product_attention(q, k, v, attn_mask=mask), "n h t d -> n t (h d)")
-    first = x[:, :1] + layer.drop_path1(attention.proj(seen))
+    first = x[:, :1] + layer.drop_path1(layer.attn.proj(seen))
     return (first + layer.drop_path2(layer.mlp(layer.norm2(first))))[:, 0]

@@ -5,14 +5,12 @@ A source is a frozen dataclass whose fields are the `[data]` table; `open` gives
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Protocol, TypeAlias, runtime_checkable
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from skysense_core import config, registry
 from skysense_core.errors import SkysenseError, UsageError
 from skysense_core.modalities import Modality
-from skysense_core.types import Split
-
-PartName: TypeAlias = Literal["train", "val", "test"]
+from skysense_core.types import PartName, Split
 
 
 @runtime_checkable

@@ -25,8 +25,7 @@ from skysense_core.geo.paths import RASTERS, natural
 from skysense_core.geo.raster import read_picture
 from skysense_core.geo.vector import footprint_lonlat
 from skysense_core.modalities import Modality
-from skysense_core.sources import PartName
-from skysense_core.types import IGNORE, ClassMap, Raster, Sample
+from skysense_core.types import IGNORE, ClassMap, PartName, Raster, Sample
 
 Share: TypeAlias = Annotated[float, Field(gt=0, lt=1)]
 IMAGES, MASKS, NAMES = "images", "masks", "classes.txt"

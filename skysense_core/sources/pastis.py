@@ -26,8 +26,7 @@ from skysense_core.errors import SkysenseError, UsageError
 from skysense_core.geo.grid import scaled, transform
 from skysense_core.geo.raster import read_picture
 from skysense_core.modalities import Modality
-from skysense_core.sources import PartName
-from skysense_core.types import IGNORE, ClassMap, Raster, Sample
+from skysense_core.types import IGNORE, ClassMap, PartName, Raster, Sample
 
 CLASSES = (
     *("Background", "Meadow", "Soft winter wheat", "Corn", "Winter barley", "Winter rapeseed", "Spring barley"),

@@ -36,8 +36,7 @@ from skysense_core.geo.paths import is_plain
 from skysense_core.geo.raster import Stack, open_stack
 from skysense_core.geo.windows import Window
 from skysense_core.modalities import Modality, finest, side_beside
-from skysense_core.sources import PartName
-from skysense_core.types import IGNORE, ClassMap, Sample
+from skysense_core.types import IGNORE, ClassMap, PartName, Sample
 
 Share: TypeAlias = Annotated[float, Field(gt=0, lt=1)]
 LEVELS = ("L1C", "L2A")
@@ -53,7 +52,7 @@ class Scene:
     name: str
     rasters: Mapping[str, tuple[str, ...]]
     labels: str
-    split: str | None = None
+    split: PartName | None = None
     read: Mapping[str, ReadOptions] = field(default_factory=dict)
 
 
@@ -142,13 +141,15 @@ class Scenes:
         ]
         if not found:
             raise SkysenseError("no pixel of the scenes has a label", fix="Check --bbox, --aoi and the labels.")
-        parts = blocks.deal(found, val_share=self.val_share, test_share=self.test_share, seed=self.seed)
+        parts, shared = blocks.deal(found, val_share=self.val_share, test_share=self.test_share, seed=self.seed)
         if not parts[split]:
             raise SkysenseError(
                 f"the {split} part is empty: {len(found)} labelled blocks of {self.block * window} pixels are too few",
                 fix="Smaller blocks give more of them: --set data.block=1",
             )
         counts = ", ".join(f"{len(dealt)} {name}" for name, dealt in parts.items())
+        if shared:
+            counts += f"; {shared} left out: another part shows their ground"
         return ScenesSplit(
             scenes={scene.name: (scene, truth) for scene, truth in zip(opened, truths, strict=True)},
             modalities=dict(modalities),
@@ -169,7 +170,7 @@ class Scenes:
         """A scene cut into blocks, halves first where it is split so."""
         whole = Window.of(scene.grid)
         if scene.split is not None or self.split_by == "blocks":
-            areas: list[tuple[Window, str | None]] = [(whole, scene.split)]
+            areas: list[tuple[Window, PartName | None]] = [(whole, scene.split)]
         else:
             first, second = blocks.halves(whole, across=self.split_by == "west-east")
             areas = [(first, "train"), (second, "test")]
@@ -179,7 +180,9 @@ class Scenes:
                 known = codes != IGNORE
                 if self.unlabelled != UNKNOWN:  # then every pixel has a label, also where there is no image
                     known &= scene.shows(area)
-                yield Block.of(known, window, scene=scene.name, area=area, part=part)
+                ground, _ = vector.footprint_lonlat(area.geobox(scene.grid))
+                chosen = scene.split is not None
+                yield Block.of(known, window, scene=scene.name, area=area, ground=ground, part=part, chosen=chosen)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -188,7 +191,7 @@ class OpenScene:
 
     name: str
     labels: str
-    split: str | None
+    split: PartName | None
     stacks: Mapping[str, Stack]
     reference: str
     grid: GeoBox
