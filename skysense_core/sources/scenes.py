@@ -38,7 +38,7 @@ from skysense_core.geo.windows import Window
 from skysense_core.modalities import Modality, finest, side_beside
 from skysense_core.types import IGNORE, ClassMap, PartName, Sample
 
-Share: TypeAlias = Annotated[float, Field(gt=0, lt=1)]
+Share: TypeAlias = Annotated[float, Field(ge=0, lt=1)]
 LEVELS = ("L1C", "L2A")
 """Product levels that files may state."""
 DECIMATION = 16
