@@ -43,8 +43,13 @@ lint: $(INSTALLED)
 docs: $(INSTALLED)
 	python docs/write_commands.py
 
+AERIAL := ../shared/data/scenes/deepforest/5b90f92da0d7280005fab355_4310.tif
+
 bench: $(INSTALLED)
-	for script in benchmarks/*.py; do python $$script; done
+	python benchmarks/forward.py
+	python benchmarks/memory.py
+	python benchmarks/overhead.py
+	test ! -e $(AERIAL) || python benchmarks/seams.py $(AERIAL)
 
 clean:
 	rm -rf $(VENV) demo .pytest_cache .mypy_cache .ruff_cache
