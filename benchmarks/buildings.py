@@ -1,6 +1,6 @@
 """Buildings of two cities from scratch: train on one, test on the other, beside a pixel random forest.
 
-    python benchmarks/buildings.py ../shared/data/seg_buildings runs/buildings [--zooms 20] [--preset nano] [--steps 1500]
+    python benchmarks/buildings.py ../shared/data/seg_buildings runs/buildings [--zooms 20] [--steps 600] [--ship]
 
 The tiles of ../shared/data/seg_buildings (web mercator, 256 px, zoom 19 to 21) become one mosaic per city and zoom;
 everything after that is ordinary `skysense` commands, printed as they run. `--ship` trains the packaged model on both
@@ -91,8 +91,8 @@ def main() -> None:
             "skysense", "finetune", "--task", "segmentation", "--data", data, "--classes", "building",
             "--unlabelled", "background", "--preset", options.preset, "--steps", options.steps,
             "--batch-size", options.batch_size, "--seed", options.seed, "--out", model, "--resume",
-            "--set", "modalities.hr.gsd=0.2", "--set", "modalities.hr.window=256", "--set", "data.block=2", "--set", "augment.contrast=0.2",
-            *([] if options.ship else ["--set", "data.test_share=0.0"]),
+            "--set", "modalities.hr.gsd=0.2", "--set", "modalities.hr.window=256", "--set", "data.block=2",
+            "--set", "augment.contrast=0.2", *([] if options.ship else ["--set", "data.test_share=0.0"]),
         )  # fmt: skip
         run("skysense", "evaluate", "--model", model, "--data", data, "--split", "test", "--baselines")
 
