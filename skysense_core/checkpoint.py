@@ -105,6 +105,8 @@ def save_model(
             "metrics": metrics,
         }
         config.write_toml(temporary / TOML, table)
+        # safetensors makes files for their owner only; a model is as readable as the user's other files.
+        (temporary / WEIGHTS).chmod((temporary / TOML).stat().st_mode)
         text = card(
             name=name,
             task=table["task"]["name"],

@@ -2,26 +2,31 @@
 
 import json
 import logging
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
+from tqdm import tqdm
 
 from skysense_core import baselines, checkpoint, config, runtime, sources
 from skysense_core.checkpoint import LoadedModel
 from skysense_core.data.batch import Batch
 from skysense_core.data.chips import EvaluationChips
-from skysense_core.data.loader import evaluation_loader
-from skysense_core.errors import UsageError
+from skysense_core.data.loader import evaluation_loader, label_fraction
+from skysense_core.errors import SkysenseError, UsageError
 from skysense_core.metrics import plot_confusion
 from skysense_core.runs import CONFIG, METRICS
+from skysense_core.sources import Source
 from skysense_core.tasks import measure
 from skysense_core.types import PartName, Split
 
 log = logging.getLogger(__name__)
 
+FOREST_SAMPLES = 1024
+"""Most training samples of which a random forest sees pixels."""
 WHERE = ("path", "rasters", "labels")
 """Fields of a source that say where its files are."""
 
@@ -67,18 +72,24 @@ def evaluate(given: EvaluateConfig) -> EvaluateResult:
     run = run_of(loaded)
     out = given.out or (run or loaded.folder) / "evaluation" / given.split
     if (out / METRICS).exists() and not given.overwrite:
-        raise UsageError(f"{out / 'metrics.json'} exists", fix="Use --overwrite, or another --out.")
+        raise UsageError(f"{out / METRICS} exists", fix="Use --overwrite, or another --out.")
     source_name, source = sources.from_table(_data(given, loaded, run))
     log.info("%s on the %s part of %s", loaded.name, given.split, source_name)
 
-    def batches(part: PartName) -> Iterator[Batch]:
-        chips = _chips(loaded, source.open(part, loaded.modalities))
-        return evaluation_loader(chips, batch_size=given.batch_size, workers=workers)
+    def batches(split: Split, task: str) -> Iterator[Batch]:
+        chips = EvaluationChips(split, loaded.modalities, loaded.task.encode)
+        loader = evaluation_loader(chips, batch_size=given.batch_size, workers=workers)
+        yield from tqdm(loader, task, math.ceil(len(chips) / given.batch_size), unit="batch", disable=None)
 
-    model = measure(loaded.task, loaded.model, batches(given.split), device, given.precision)
+    split = _open(source, given.split, loaded)
+    model = measure(loaded.task, loaded.model, batches(split, "model"), device, given.precision)
     scores = {"model": model, "majority": baselines.majority(model)}
     if given.baselines:
-        scores["random_forest"] = baselines.random_forest(batches("train"), batches(given.split), loaded.classes)
+        train = _open(source, "train", loaded)
+        some = label_fraction(train, min(FOREST_SAMPLES / len(train), 1.0), seed=0)
+        scores["random_forest"] = baselines.random_forest(
+            batches(some, "training pixels"), batches(split, "random forest"), loaded.classes
+        )
     out.mkdir(parents=True, exist_ok=True)
     plot_confusion(out / "confusion.png", model)
     table = {"model": loaded.name, "digest": loaded.digest, "split": given.split, "scores": scores}
@@ -108,10 +119,13 @@ def _data(given: EvaluateConfig, loaded: LoadedModel, run: Path | None) -> dict[
     return data
 
 
-def _chips(loaded: LoadedModel, split: Split) -> EvaluationChips:
+def _open(source: Source, part: PartName, loaded: LoadedModel) -> Split:
+    split = source.open(part, loaded.modalities)
     if split.classes != loaded.classes:
         raise UsageError(
             f"the data have the classes {', '.join(split.classes)}; the model has {', '.join(loaded.classes)}",
             fix="Map the data's classes to the model's with --classes FILE.",
         )
-    return EvaluationChips(split, loaded.modalities, loaded.task.encode)
+    if not len(split):
+        raise SkysenseError(f"the {part} part of the data is empty", fix="Choose another --split.")
+    return split

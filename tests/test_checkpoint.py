@@ -68,6 +68,11 @@ def test_a_saved_model_comes_back_with_identical_logits(folder: Path) -> None:
     assert loaded.metrics == {"miou": 0.5, "oa": 0.75, "classes": {"water": {"iou": 0.5, "support": 3}}}
 
 
+def test_every_file_is_as_readable_as_the_users_other_files(folder: Path) -> None:
+    (folder.parent / "other").touch()
+    assert {path.stat().st_mode for path in folder.iterdir()} == {(folder.parent / "other").stat().st_mode}
+
+
 def test_the_description_needs_no_weights(folder: Path) -> None:
     (folder / "model.safetensors").unlink()
     assert checkpoint.load_description(folder).task_name == "segmentation"

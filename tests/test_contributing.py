@@ -63,8 +63,9 @@ def test_there_is_one_for_every_kind() -> None:
 def test_a_task_is_found_by_its_name_and_makes_class_maps(place: Callable[[str], Path]) -> None:
     skysense_core.tasks.__path__.append(str(place("skysense_core/tasks/roofs.py")))
     assert "roofs" in registry.names("tasks")
-    task = config.build(registry.load("tasks", "roofs"), {"classes": ["background", "roof"]}, "task")
-    rare, common = task.balance((1, 99))
+    task = config.build(registry.load("tasks", "roofs"), {}, "task")
+    task = task.completed(("background", "roof"), None, np.array([99, 1]))
+    common, rare = task.class_weights
     assert rare / common == pytest.approx(99)
     model = task.build_model(SkySense(ModelSpec(preset="nano", fusion=False), {"hr": modalities.load("hr")}))
     batch = one_image("hr", channels=3, side=64)
