@@ -34,7 +34,7 @@ test: $(INSTALLED)
 	pytest
 
 test-slow: $(INSTALLED)
-	pytest -m slow
+	pytest -m slow --timeout 900
 
 lint: $(INSTALLED)
 	ruff check
