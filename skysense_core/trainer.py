@@ -7,6 +7,7 @@ run that was killed goes on exactly as if it had not been.
 
 import logging
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,12 +66,12 @@ class TrainConfig:
         return self.steps or 2000
 
 
-class Objective(nn.Module):
+class Objective(nn.Module, ABC):
     """What is minimised. Its state is all that training changes."""
 
+    @abstractmethod
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Losses by name, already weighted: their sum is minimised."""
-        raise NotImplementedError
 
     def after_step(self, step: int) -> None:
         """Called when the optimiser has finished step 1..steps; moving averages live here."""

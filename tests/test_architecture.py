@@ -45,7 +45,7 @@ TORCHLESS = {"types", "config", "registry", "errors", "modalities", "geo", "sour
 LONGEST = 350
 FORBIDDEN_NAMES = re.compile(r"(^|_)(utils?|helpers?|common|managers?|misc)(_|$)")
 FORBIDDEN_VERBS = re.compile(r"^_*(process|handle|get)_")
-FORBIDDEN_TEXT = re.compile(r"\b(?:TODO|FIXME)\b|/work/|/home/|/root/|from __future__ import annotations")
+FORBIDDEN_TEXT = re.compile(r"\b(?:TODO|FIXME)\b|/(?:work|home|root)/|from __future__ import annotations")
 
 
 def sources() -> dict[str, str]:
