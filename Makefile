@@ -24,7 +24,7 @@ $(WHEEL): | $(INSTALLED)
 
 demo: $(INSTALLED) | $(WHEEL)
 	skysense finetune --task landcover --data s2=$(SCENE)/IMG_DATA --labels $(POLYGONS) --label-column fclass \
-	  --unlabelled ignore --split-by west-east --set modalities.s2.level=L1C --preset nano --steps 200 --batch-size 4 \
+	  --unlabelled ignore --split-by west-east --set modalities.s2.level=L1C --preset nano --steps 300 --batch-size 8 \
 	  --set train.validate_every=50 \
 	  --out demo/run --overwrite
 	skysense evaluate --model demo/run --split test --baselines --out demo/evaluation --overwrite

@@ -126,7 +126,7 @@ def finetune(given: FinetuneConfig) -> RunResult:
         raise SkysenseError("the validation part has no labelled pixel", fix="Check labels, classes and split.")
     task = _task(given, train)
     if given.statistics == "data" or (given.statistics == "auto" and start is None):
-        wanted = _with_statistics(wanted, train)
+        wanted = _as_measured(wanted, train, given)
     base = {} if start is None else start.spec
     spec = config.build(ModelSpec, config.merge(base, {"fusion": task.fuses(wanted)}, given.model), "model")
     steps = given.train.steps_for(len(train))
@@ -260,12 +260,16 @@ def _modalities(given: FinetuneConfig, source: Source, start: Description | None
     return wanted
 
 
-def _with_statistics(wanted: Mapping[str, Modality], train: Split) -> dict[str, Modality]:
-    measured = measure_bands(train)
-    for name in wanted:
+def _as_measured(wanted: Mapping[str, Modality], train: Split, given: FinetuneConfig) -> dict[str, Modality]:
+    """With the statistics of the training part; a modality that never has a second date there is a static one."""
+    measured, found = measure_bands(train), {}
+    for name, one in wanted.items():
         if name not in measured:
             raise SkysenseError(f"no training sample has {name}", fix="Leave it out: --modalities")
-    return {name: one.with_statistics(measured[name].mean, measured[name].std) for name, one in wanted.items()}
+        static = measured[name].dates == 1 and "dates" not in given.modalities.get(name, {})
+        one = replace(one, dates=1) if static else one
+        found[name] = one.with_statistics(measured[name].mean, measured[name].std)
+    return found
 
 
 def _task(given: FinetuneConfig, train: Split) -> Task:

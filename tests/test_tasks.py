@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from skysense_core import config, modalities, registry
-from skysense_core.data.batch import Batch, collate
+from skysense_core.data.batch import Batch, Series, collate
 from skysense_core.errors import SkysenseError, UsageError
 from skysense_core.model.decoders import Fcn, UperNet
 from skysense_core.model.presets import ModelSpec
@@ -85,8 +85,47 @@ def test_heads_are_those_of_the_paper() -> None:
     assert isinstance(Crop(classes=CLASSES).build_model(encoder_of("s2")).head, Fcn)
     assert isinstance(Segmentation(classes=CLASSES).build_model(encoder_of("hr", fusion=False)).head, UperNet)
     assert not Segmentation(classes=CLASSES).fuses({"hr": modalities.load("hr")})
-    assert Landcover(classes=CLASSES).fuses({"hr": modalities.load("hr")})
+    assert Landcover(classes=CLASSES).fuses({"hr": modalities.load("hr"), "s2": modalities.load("s2")})
     assert Segmentation(classes=CLASSES).fuses({"s2": modalities.load("s2")})
+    assert not Segmentation(classes=CLASSES).fuses({"s2": modalities.load("s2", {"dates": 1})})
+
+
+def test_a_lone_static_sentinel_image_of_any_size_is_drawn_on_its_own_pixels() -> None:
+    task = Landcover(classes=CLASSES)
+    static = {"s2": modalities.load("s2", {"dates": 1})}
+    model = task.build_model(SkySense(ModelSpec(preset="nano", fusion=task.fuses(static)), static)).eval()
+    for side in (64, 30, 5, 1):
+        batch = batch_of("s2", cells=64)
+        series = batch.epochs[0]["s2"]
+        small = Series(
+            pixels=series.pixels[:, :1, :, :side, :side],
+            valid=series.valid[:, :1, :side, :side],
+            day_of_year=series.day_of_year[:, :1],
+            dated=series.dated[:, :1],
+        )
+        with torch.no_grad():
+            logits = model(replace(batch, epochs=({"s2": small},)))
+        assert logits.shape[-2:] == (side, side)
+
+
+def test_pixels_keep_their_place_where_they_are_no_whole_number_of_patches() -> None:
+    """Maps of 8 x 8 patches cover 32 px of an image of 30: the logits are cut, not squeezed."""
+
+    class First(torch.nn.Module):
+        def forward(self, levels: list[torch.Tensor]) -> torch.Tensor:
+            rows = torch.arange(levels[0].shape[-2], dtype=torch.float32)[:, None].expand(levels[0].shape[-2:])
+            return rows.expand(2, 3, -1, -1)
+
+    static = {"s2": modalities.load("s2", {"dates": 1})}
+    encoder = SkySense(ModelSpec(preset="nano", fusion=False), static)
+    model = DenseModel(encoder, First(), fuse=False, levels=True)
+    batch = batch_of("s2", cells=30)
+    series = batch.epochs[0]["s2"]
+    with torch.no_grad():
+        logits = model(batch)
+    assert series.pixels.shape[-1] == 30
+    # Patch r has its centre at row 4 r + 1.5.
+    torch.testing.assert_close(logits[0, 0, 5::4, 0], (torch.arange(5, 30, 4) - 1.5) / 4)
 
 
 def test_prototypes_double_what_the_head_sees() -> None:
@@ -98,7 +137,9 @@ def test_prototypes_double_what_the_head_sees() -> None:
 
 def test_settings_that_do_not_fit_the_modalities_are_refused() -> None:
     with pytest.raises(UsageError, match=r"task.features = encoder"):
-        Segmentation(classes=CLASSES, features="encoder").fuses({"s2": modalities.load("s2")})
+        Segmentation(classes=CLASSES, features="encoder").fuses(
+            {"s2": modalities.load("s2"), "s1": modalities.load("s1")}
+        )
     with pytest.raises(UsageError, match=r"task.features = encoder"):
         Segmentation(classes=CLASSES, features="encoder", head="fcn").fuses({"hr": modalities.load("hr")})
     with pytest.raises(UsageError, match=r"task.hed: unknown key"):

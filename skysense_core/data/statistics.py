@@ -19,6 +19,8 @@ class BandStatistics:
     mean: Float[np.ndarray, "c"]
     squares: Float[np.ndarray, "c"]
     """Sum of squared deviations from the mean."""
+    dates: int
+    """Most dates of one sample."""
 
     @classmethod
     def of(cls, raster: Raster) -> "BandStatistics":
@@ -30,7 +32,7 @@ class BandStatistics:
             (band.mean(), band.var()) for band in (own[raster.valid].astype(np.float64) for own in bands) if count
         ]
         mean, variance = np.array(moments or [(0.0, 0.0)] * len(bands)).T
-        return cls(count=count, mean=mean, squares=variance * count)
+        return cls(count=count, mean=mean, squares=variance * count, dates=len(raster.days))
 
     def __add__(self, other: "BandStatistics") -> "BandStatistics":
         count = self.count + other.count
@@ -40,6 +42,7 @@ class BandStatistics:
             count=count,
             mean=self.mean + apart * share,
             squares=self.squares + other.squares + apart**2 * share * self.count,
+            dates=max(self.dates, other.dates),
         )
 
     @property

@@ -85,3 +85,17 @@ class FeaturePyramid(nn.Module):
         for layer in self.coarser:
             levels.append(layer(levels[-1]))
         return tuple(levels)
+
+
+class LevelPyramid(nn.Module):
+    """Four maps of one stride, as a ViT gives them, to a pyramid at 1/2, 1, 2 and 4 times that stride (rounded up)."""
+
+    def __init__(self, in_channels: int, width: int) -> None:
+        super().__init__()
+        self.finest = nn.ConvTranspose2d(in_channels, width, kernel_size=2, stride=2)
+        self.coarser = nn.ModuleList(nn.Conv2d(in_channels, width, kernel_size=1) for _ in range(3))
+
+    def forward(self, levels: Sequence[Float[Tensor, "b d h w"]]) -> tuple[Float[Tensor, "b e _ _"], ...]:
+        finest, *coarser = levels
+        maps = [layer(level) for layer, level in zip(self.coarser, coarser, strict=True)]
+        return self.finest(finest), *(F.max_pool2d(x, 2**i, ceil_mode=True) for i, x in enumerate(maps))

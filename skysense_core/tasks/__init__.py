@@ -105,7 +105,7 @@ _NATURAL = {
     "shrub": "#8c9a3c",
     "scrub": "#8c9a3c",
     "grass": "#a6d96a",
-    "meadow": "#a6d96a",
+    "meadow": "#d4e68a",
     "orchard": "#b8860b",
     "vineyard": "#8e4585",
     "crop": "#f6c141",

@@ -1,4 +1,4 @@
-"""Land cover from several sensors: an UperNet on the fused map, as the paper does on Dynamic-MM (METHOD 4)."""
+"""Land cover from several sensors: an UperNet on the fused map (on a lone modality's levels), as the paper does on Dynamic-MM (METHOD 4)."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -11,4 +11,3 @@ class Landcover(Segmentation):
     """The `[task]` table: that of segmentation with other defaults."""
 
     head: Literal["auto", "upernet", "fcn"] = "upernet"
-    features: Literal["auto", "encoder", "fused"] = "fused"

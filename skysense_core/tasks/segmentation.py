@@ -18,7 +18,7 @@ from skysense_core.geo.windows import Lattice, Window
 from skysense_core.merge.raster import RasterMerger
 from skysense_core.metrics import ClassMapMetrics
 from skysense_core.modalities import Modality, finest
-from skysense_core.model.decoders import Fcn, FeaturePyramid, UperNet, resize
+from skysense_core.model.decoders import Fcn, FeaturePyramid, LevelPyramid, UperNet, resize
 from skysense_core.model.skysense import FeatureMap, Features, SkySense
 from skysense_core.tasks import RasterOutput, default_colours
 from skysense_core.types import IGNORE, Label
@@ -40,8 +40,8 @@ class Segmentation:
     head: Literal["auto", "upernet", "fcn"] = "auto"
     """auto: UperNet."""
     features: Literal["auto", "encoder", "fused"] = "auto"
-    """What the head sees: the four levels of a lone Swin encoder, or the fused map (METHOD 4). auto: the levels where
-    there is nothing to fuse."""
+    """What the head sees: four levels of the lone modality's encoder, or the fused map (METHOD 4). auto: the levels
+    where there is nothing to fuse, which is one modality (of a single date, where its encoder is a ViT)."""
     width: int | None = None
     """Channels inside the head; not given: the preset's."""
     class_balance: Literal["none", "sqrt", "inverse"] = "sqrt"
@@ -89,12 +89,14 @@ class Segmentation:
 
     def fuses(self, modalities: Mapping[str, Modality]) -> bool:
         """Whether the head looks at the fused map. Raises UsageError where it cannot do what the settings say."""
-        lone_swin = len(modalities) == 1 and modalities[finest(modalities)].encoder == "swin"
-        if self.features == "encoder" and (self.head == "fcn" or not lone_swin):
+        modality = modalities[finest(modalities)]
+        lone, static = len(modalities) == 1, modality.dates == 1 or modality.encoder == "swin"
+        if self.features == "encoder" and (self.head == "fcn" or not lone):
             raise UsageError(
-                "task.features = encoder is for an UperNet on hr alone", fix="Use --set task.features=fused."
+                "task.features = encoder is for an UperNet on one modality", fix="Use --set task.features=fused."
             )
-        return self.features == "fused" or self.head == "fcn" or not lone_swin
+        alone = self.features == "encoder" or (self.features == "auto" and lone and static)
+        return self.head == "fcn" or not alone
 
     def build_model(self, encoder: SkySense) -> "DenseModel":
         """The encoder and a head on it."""
@@ -106,8 +108,10 @@ class Segmentation:
         if modality.encoder == "swin":
             channels = [*sizes.swin.widths[:3], fused if fuse else sizes.swin.widths[3]]
             return DenseModel(encoder, UperNet(channels, width, classes), fuse=fuse, levels=True)
-        head = nn.Sequential(FeaturePyramid(fused, width), UperNet([width] * 4, width, classes))
-        return DenseModel(encoder, head, fuse=True, levels=False)
+        vit = sizes.own.get(modality.name, sizes.vit).width
+        pyramid = FeaturePyramid(fused, width) if fuse else LevelPyramid(vit, width)
+        head = nn.Sequential(pyramid, UperNet([width] * 4, width, classes))
+        return DenseModel(encoder, head, fuse=fuse, levels=not fuse)
 
     def encode(self, label: Label, shape: tuple[int, int]) -> UInt8[np.ndarray, "h w"]:
         """The label's codes. Raises SkysenseError where it does not lie on the (rows, columns) of the reference."""
@@ -166,13 +170,19 @@ class DenseModel(nn.Module):
         images = batch.epochs[0]
         reference = images[self.encoder.reference]
         features = self.encoder(images, batch.lonlat, batch.located, fuse=self.fuse)
-        return resize(self.head(self.maps(features, reference)), reference.pixels.shape[-2:])
-
-    def maps(self, features: Features, reference: Series) -> Float[Tensor, "b _ _ _"] | list[Float[Tensor, "b _ _ _"]]:
-        """What the head takes."""
-        if not self.levels:
+        if self.levels:
+            levels = self.maps(features, reference)
+            finest, logits = features.levels[self.encoder.reference][0], self.head(levels)
+        else:
             assert features.fused is not None
-            return features.fused.tensor[:, 0]
+            finest, logits = features.fused, self.head(features.fused.tensor[:, 0])
+        # Where pixels are no whole number of patches, the maps reach beyond them.
+        extent = [round(side * finest.stride) for side in finest.tensor.shape[-2:]]
+        h, w = reference.pixels.shape[-2:]
+        return resize(logits, extent)[..., :h, :w]
+
+    def maps(self, features: Features, reference: Series) -> list[Float[Tensor, "b _ _ _"]]:
+        """The reference's levels, each the mean over the dates that show anything."""
         seen = reduce(reference.valid, "b t h w -> b t", "max")
         levels = [over_dates(level, seen) for level in features.levels[self.encoder.reference]]
         return levels if features.fused is None else [*levels[:3], features.fused.tensor[:, 0]]
