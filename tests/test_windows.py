@@ -12,8 +12,8 @@ from skysense_core.geo.windows import Lattice, Window, lattice_for, reflect_pad,
 from skysense_core.types import Raster
 
 
-def lattice(shape: tuple[int, int], origin=(0, 0), window=32, trim=2, overlap=8) -> Lattice:
-    return Lattice(shape=shape, origin=origin, window=window, trim=trim, overlap=overlap)
+def lattice(shape: tuple[int, int], origin=(0, 0), window=32, trim=2, overlap=8, align=1) -> Lattice:
+    return Lattice(shape=shape, origin=origin, window=window, trim=trim, overlap=overlap, align=align)
 
 
 def utm(shape: tuple[int, int], gsd: float = 10.0, x: float = 500_000.0, y: float = 4_000_000.0) -> GeoBox:
@@ -37,10 +37,11 @@ def total_weight(lattice: Lattice) -> np.ndarray:
     origin=st.tuples(st.integers(-500, 500), st.integers(-500, 500)),
     trim=st.integers(0, 6),
     overlap=st.integers(0, 10),
+    align=st.sampled_from([1, 4, 8]),
 )
-@settings(max_examples=60, deadline=None)
-def test_weights_sum_to_one_at_every_pixel(height, width, origin, trim, overlap):
-    total = total_weight(lattice((height, width), origin, trim=trim, overlap=overlap))
+@settings(max_examples=150, deadline=None)
+def test_weights_sum_to_one_at_every_pixel(height, width, origin, trim, overlap, align):
+    total = total_weight(lattice((height, width), origin, trim=trim, overlap=overlap, align=align))
     np.testing.assert_allclose(total, 1, rtol=0, atol=3e-7)
 
 
@@ -57,6 +58,30 @@ def test_no_weight_is_wasted_on_windows_that_never_count():
         windows = lattice((size, 1), (17, 0)).windows()
         assert all(lattice((size, 1), (17, 0)).inner(window).height > 0 for window in windows)
         assert len(windows) <= max(1, int(np.ceil((size - 32) / 20)) + 2)
+
+
+@given(size=st.integers(1, 5000), origin=st.integers(-(10**6), 10**6))
+@settings(max_examples=200, deadline=None)
+def test_windows_keep_their_phase_and_outer_ones_only_leave_the_lattice(size, origin):
+    grid = lattice((size, 1), (origin, 0), window=512, trim=20, overlap=120, align=32)
+    starts = grid.rows
+    assert all((start + origin) % 32 == 0 for start in starts)
+    assert all((start + origin) % 352 == 0 for start in starts[1:-1])
+    assert starts[0] <= 0
+    assert starts[-1] + 512 >= size
+    assert all(352 <= after - before <= 432 for before, after in zip(starts, starts[1:], strict=False))
+
+
+def test_a_window_of_mirror_images_is_left_out_where_its_neighbour_reaches_the_border():
+    """2,048 px take at most 6 windows of 512 at a stride of 352, wherever the lattice begins; 400 px take one."""
+    counts = [
+        len(lattice((2048, 1), (origin, 0), window=512, trim=20, overlap=120, align=32).rows) for origin in range(352)
+    ]
+    assert set(counts) == {5, 6}
+    small = [
+        len(lattice((400, 1), (origin, 0), window=512, trim=20, overlap=120, align=32).rows) for origin in range(352)
+    ]
+    assert set(small) == {1}
 
 
 def test_stride_equal_to_the_window_covers_everything():

@@ -9,6 +9,7 @@ gets the same pixels as the whole, and neighbouring scenes on one grid agree.
     stride                          |--->           the neighbour's taper begins here
 """
 
+import functools
 import math
 from dataclasses import dataclass, replace
 
@@ -80,7 +81,9 @@ class Lattice:
     """The windows of one scene.
 
     Along an axis window i starts at i * stride - origin, and at most two windows count at a pixel. The scene's own
-    border is no seam: the outermost windows are those that reach it, with weight 1 up to it.
+    border is no seam: the outermost windows are those that reach it, with weight 1 up to it. Where the last window but
+    one can reach the border by moving outwards a little, it does so, and the last one, which would show mostly mirror
+    images, is left out.
     """
 
     shape: tuple[int, int]
@@ -93,6 +96,8 @@ class Lattice:
     """Pixels at a window's inner sides that count nothing."""
     overlap: int
     """Pixels over which two neighbours blend."""
+    align: int = 1
+    """Outermost windows move by multiples of so many pixels, the coarsest patch of the model."""
 
     def __post_init__(self) -> None:
         if min(self.trim, self.overlap) < 0 or self.overlap > self.stride:
@@ -103,14 +108,14 @@ class Lattice:
         return self.window - 2 * self.trim - self.overlap
 
     @property
-    def rows(self) -> range:
+    def rows(self) -> tuple[int, ...]:
         """First rows of the windows, from top to bottom; the first may be negative."""
-        return self._starts(self.shape[0], self.origin[0])
+        return _starts(self, axis=0)
 
     @property
-    def cols(self) -> range:
+    def cols(self) -> tuple[int, ...]:
         """First columns of the windows, from left to right."""
-        return self._starts(self.shape[1], self.origin[1])
+        return _starts(self, axis=1)
 
     def windows(self, select: Window | None = None) -> list[Window]:
         """Every window, row by row; with `select` those that count at one of its pixels."""
@@ -132,26 +137,47 @@ class Lattice:
         """
         return self._taper(window.row, self.rows), self._taper(window.col, self.cols)
 
-    def _starts(self, size: int, origin: int) -> range:
-        first = -(origin % self.stride)
-        steps = max(0, math.ceil((size - self.window - first) / self.stride))
-        return range(first, first + steps * self.stride + 1, self.stride)
-
-    def _reach(self, start: int, starts: range, size: int) -> tuple[int, int]:
+    def _reach(self, start: int, starts: tuple[int, ...], size: int) -> tuple[int, int]:
         begin = 0 if start == starts[0] else start + self.trim
         return begin, size if start == starts[-1] else start + self.window - self.trim
 
-    def _taper(self, start: int, starts: range) -> Float32[np.ndarray, "n"]:
+    def _taper(self, start: int, starts: tuple[int, ...]) -> Float32[np.ndarray, "n"]:
         weights = np.ones(self.window, dtype=np.float32)
-        rise = _rise(self.overlap)
-        if start != starts[0]:
+        index, shared = starts.index(start), self.window - 2 * self.trim
+        if index > 0:
+            rise = _rise(starts[index - 1] + shared - start)
             weights[: self.trim] = 0
-            weights[self.trim : self.trim + self.overlap] = rise
-        if start != starts[-1]:
+            weights[self.trim : self.trim + len(rise)] = rise
+        if index < len(starts) - 1:
+            rise = _rise(start + shared - starts[index + 1])
             stop = self.window - self.trim
             weights[stop:] = 0
-            weights[stop - self.overlap : stop] = rise[::-1]
+            weights[stop - len(rise) : stop] = rise[::-1]
         return weights
+
+
+@functools.lru_cache(maxsize=64)
+def _starts(lattice: Lattice, axis: int) -> tuple[int, ...]:
+    """Where the windows start along an axis."""
+    size, origin = lattice.shape[axis], lattice.origin[axis]
+    window, stride, align = lattice.window, lattice.stride, lattice.align
+    phase = -(origin % align)
+    if phase + window >= size:
+        return (phase,)
+    first = -(origin % stride)
+    count = 1 + max(0, math.ceil((size - window - first) / stride))
+    starts = [first + index * stride for index in range(count)]
+    # Two that were moved apart still blend over a part of what regular neighbours share.
+    most = min(lattice.overlap, (window - stride) // 2)
+    if len(starts) > 2:
+        outwards = math.ceil(starts[1] / align) * align
+        if outwards <= most:
+            starts[:2] = [starts[1] - outwards]
+    if len(starts) > 2:
+        outwards = math.ceil((size - starts[-2] - window) / align) * align
+        if starts[-2] + outwards - starts[-3] - stride <= most:
+            starts[-2:] = [starts[-2] + outwards]
+    return tuple(starts)
 
 
 def _rise(n: int) -> Float32[np.ndarray, "n"]:
@@ -179,7 +205,8 @@ def lattice_for(grid: GeoBox, window: int, *, align: int, shared: int | None = N
     stride = min(max(1, round(wanted / align)) * align, window)
     trim = (window - stride) // 8
     overlap = window - stride - 2 * trim
-    return Lattice(shape=(grid.shape.y, grid.shape.x), origin=_origin(grid), window=window, trim=trim, overlap=overlap)
+    shape = (grid.shape.y, grid.shape.x)
+    return Lattice(shape=shape, origin=_origin(grid), window=window, trim=trim, overlap=overlap, align=align)
 
 
 def _origin(grid: GeoBox) -> tuple[int, int]:
