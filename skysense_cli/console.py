@@ -44,6 +44,11 @@ def print_json(result: Mapping[str, Any]) -> None:
     sys.stdout.write(json.dumps(result, default=str) + "\n")
 
 
+def print_lines(rows: Iterable[Sequence[str]]) -> None:
+    """A line per row on stdout, with tabs between its words, for xargs and other programs."""
+    sys.stdout.writelines("\t".join(row) + "\n" for row in rows)
+
+
 def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     """A table on stdout; every column but the first is aligned to the right."""
     from rich.console import Console

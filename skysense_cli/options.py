@@ -118,7 +118,7 @@ DatePattern = Annotated[
 # Area and grid
 Bbox = Annotated[
     str | None,
-    typer.Option(metavar="XMIN,YMIN,XMAX,YMAX", help="Predict only this rectangle.", rich_help_panel=AREA),
+    typer.Option(metavar="XMIN,YMIN,XMAX,YMAX", help="Only this rectangle.", rich_help_panel=AREA),
 ]
 BboxCrs = Annotated[
     str | None,
@@ -128,7 +128,7 @@ BboxCrs = Annotated[
 ]
 Aoi = Annotated[
     Path | None,
-    typer.Option(metavar="FILE", help="Predict only inside these polygons.", rich_help_panel=AREA),
+    typer.Option(metavar="FILE", help="Only inside these polygons.", rich_help_panel=AREA),
 ]
 
 # Model and training
@@ -156,6 +156,15 @@ Jobs = Annotated[
 ]
 
 # Output
+CreationOptions = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--co",
+        metavar="KEY=VALUE",
+        help="Creation option of GDAL's COG driver, e.g. --co COMPRESS=ZSTD.",
+        rich_help_panel=OUTPUT,
+    ),
+]
 Overwrite = Annotated[
     bool, typer.Option("--overwrite", help="Replace what is there; refused otherwise.", rich_help_panel=OUTPUT)
 ]

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from skysense_cli import console, options, tables
+from skysense_core.errors import PartialError
 
 if TYPE_CHECKING:
-    from skysense_core.predict import PredictResult
+    from skysense_core.predict import Estimate, PredictConfig, PredictResult
 
 log = logging.getLogger(__name__)
 
@@ -29,6 +30,27 @@ def predict(
     bbox: options.Bbox = None,
     bbox_crs: options.BboxCrs = None,
     aoi: options.Aoi = None,
+    regions: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE|-",
+            help="A map for each of these polygons, or for each line of stdin that skysense regions printed; --out "
+            "'maps/{id}.tif'. Maps that exist are skipped.",
+            rich_help_panel=options.AREA,
+        ),
+    ] = None,
+    id_column: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Column that names the regions; else id.", rich_help_panel=options.AREA),
+    ] = None,
+    keep_going: Annotated[
+        bool,
+        typer.Option(
+            "--keep-going",
+            help="Go on after a region that fails: noted in failures.jsonl beside the maps, exit code 3.",
+            rich_help_panel=options.AREA,
+        ),
+    ] = False,
     like: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="A raster whose grid the map takes.", rich_help_panel=options.AREA),
@@ -59,13 +81,38 @@ def predict(
         ),
     ] = False,
     confidence: Annotated[
+        str | None,
+        typer.Option(
+            metavar="max|margin|entropy",
+            help="Also write OUT_confidence.tif: highest probability, margin over the second, or 1 - entropy.",
+            rich_help_panel=options.OUTPUT,
+        ),
+    ] = None,
+    observations: Annotated[
         bool,
         typer.Option(
-            "--confidence",
-            help="Also write OUT_confidence.tif, the highest probability.",
+            "--observations",
+            help="Also write OUT_observations.tif: how many images showed each pixel.",
             rich_help_panel=options.OUTPUT,
         ),
     ] = False,
+    polygons: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Also write polygons with class, area and mean confidence: .gpkg, .parquet, .fgb, .geojson.",
+            rich_help_panel=options.OUTPUT,
+        ),
+    ] = None,
+    min_area: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            metavar="M2",
+            help="Patches of the map below so many square metres take the class around them.",
+            rich_help_panel=options.OUTPUT,
+        ),
+    ] = None,
     preview: Annotated[
         Path | None,
         typer.Option(metavar="PNG", help="Also draw image, map and legend.", rich_help_panel=options.OUTPUT),
@@ -90,6 +137,46 @@ def predict(
     device: options.Device = None,
     precision: options.Precision = None,
     jobs: options.Jobs = None,
+    max_memory: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SIZE",
+            help="Memory to stay below, e.g. 4G: chooses batch size and width of strips.",
+            rich_help_panel=options.MACHINE,
+        ),
+    ] = None,
+    compile: Annotated[
+        bool,
+        typer.Option(
+            "--compile",
+            help="Compile the model first: slower to start, faster on long runs.",
+            rich_help_panel=options.MACHINE,
+        ),
+    ] = False,
+    shard: Annotated[
+        str | None,
+        typer.Option(
+            metavar="I/N",
+            help="Compute the I-th of N parts; the last one joins them. In a job array: slurm, which knows both.",
+            rich_help_panel=options.MACHINE,
+        ),
+    ] = None,
+    cluster: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ADDRESS|local",
+            help="Compute on the workers of a Dask scheduler, or of one that starts here.",
+            rich_help_panel=options.MACHINE,
+        ),
+    ] = None,
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run",
+            help="Only say how many windows, how much memory, disk and time it takes.",
+            rich_help_panel=options.MACHINE,
+        ),
+    ] = False,
     overwrite: options.Overwrite = False,
     json: options.Json = False,
     quiet: options.Quiet = False,
@@ -106,12 +193,16 @@ def predict(
       skysense predict scene/ --model runs/mine --out map.tif --preview map.png
       skysense predict hr=ortho.tif s2=series/ --model runs/mine --out map.tif
       skysense predict scene.tif --out part.tif --bbox 13.1,52.4,13.2,52.5 --bbox-crs EPSG:4326
+      skysense predict scene.tif --out 'maps/{id}.tif' --regions counties.gpkg --id-column name
+
+    A run that is stopped goes on where it was when the same command is given again.
     """
     console.start_logging(quiet=quiet, verbose=verbose)
     from skysense_core import config
     from skysense_core.geo.options import ReadOptions
-    from skysense_core.predict import PredictConfig
+    from skysense_core.predict import PredictConfig, estimate
     from skysense_core.predict import predict as run
+    from skysense_core.predict.products import CONFIDENCE
 
     reading = tables.read(
         bands=bands,
@@ -133,7 +224,10 @@ def predict(
         "window": window,
         "overlap": overlap,
         "probabilities": probabilities,
-        "confidence": confidence,
+        "confidence": tables.choice("--confidence", confidence, CONFIDENCE),
+        "observations": observations,
+        "polygons": polygons,
+        "min_area": min_area,
         "preview": preview,
         "creation_options": tables.pairs("--co", creation_options),
         "read": {name: config.build(ReadOptions, table, "read") for name, table in reading.items()},
@@ -141,15 +235,86 @@ def predict(
         "device": device,
         "precision": precision,
         "jobs": jobs,
+        "max_memory": tables.size("--max-memory", max_memory),
+        "compile": compile,
+        "cluster": cluster,
+        "array": tables.part("--shard", shard),
         "overwrite": overwrite,
     }
-    result = run(PredictConfig(**config.merge(given)))
-    for note in result.notes:
-        log.info("note: %s", note)
+    settings = PredictConfig(**config.merge(given))
+    if regions is not None:
+        _each_region(settings, regions, id_column, keep_going=keep_going, dry_run=dry_run, json=json, quiet=quiet)
+    elif dry_run:
+        _print_estimate(estimate(settings), json=json)
+    else:
+        result = run(settings)
+        for note in result.notes:
+            log.info("note: %s", note)
+        if json:
+            console.print_json(config.to_table(result))
+        elif not quiet:
+            _print(result)
+
+
+def _each_region(
+    settings: "PredictConfig",
+    source: str,
+    id_column: str | None,
+    *,
+    keep_going: bool,
+    dry_run: bool,
+    json: bool,
+    quiet: bool,
+) -> None:
+    from skysense_core import config
+    from skysense_core.predict.regions import FAILURES, predict_regions
+
+    outcomes = []
+    for one in predict_regions(settings, source, id_column=id_column, keep_going=keep_going, dry_run=dry_run):
+        outcomes.append(one)
+        if json:
+            console.print_json(config.to_table(one))
+    failed = [one for one in outcomes if one.error is not None]
+    if not (json or quiet):
+        if dry_run:
+            rows = [(one.id, *_numbers(one.estimate)) for one in outcomes if one.estimate is not None]
+            console.print_table("Regions", ("region", *ESTIMATE), rows)
+        else:
+            rows = [
+                (one.id, "there already" if one.result is None else f"{one.result.seconds:.1f} s", str(one.path))
+                for one in outcomes
+                if one.error is None
+            ]
+            console.print_table("Regions", ("region", "time", "file"), rows)
+    if failed:
+        raise PartialError(
+            f"{len(failed)} of {len(outcomes)} regions failed: {', '.join(one.id for one in failed[:5])}",
+            fix=f"See {settings.out.parent / FAILURES}; the same command computes what is missing.",
+        )
+
+
+ESTIMATE = ("windows", "megapixels", "memory", "disk", "time")
+
+
+def _numbers(one: "Estimate") -> tuple[str, ...]:
+    return (
+        f"{one.windows:,}",
+        f"{one.megapixels:.1f}",
+        f"{one.memory / 2**30:.1f} GiB",
+        f"{one.disk / 2**30:.2f} GiB",
+        f"{one.seconds:,.0f} s",
+    )
+
+
+def _print_estimate(one: "Estimate", *, json: bool) -> None:
+    from skysense_core import config
+
     if json:
-        console.print_json(config.to_table(result))
-    elif not quiet:
-        _print(result)
+        console.print_json(config.to_table(one))
+        return
+    shards = f"{one.shards}, {one.reused} of them finished" if one.reused else str(one.shards)
+    facts = dict(zip(ESTIMATE, _numbers(one), strict=True))
+    console.print_facts({**facts, "shards": shards, "batch size": str(one.batch_size)})
 
 
 def _print(result: "PredictResult") -> None:
@@ -159,10 +324,12 @@ def _print(result: "PredictResult") -> None:
     ]
     console.print_table("Map", ("class", "hectares", "share"), rows)
     skipped = f", {result.skipped} empty ones skipped" if result.skipped else ""
+    reused = f", {result.reused} reused" if result.reused else ""
     console.print_facts(
         {
             "model": f"{result.model} ({result.digest[:12]})",
             "windows": f"{result.windows}{skipped}",
+            "shards": f"{result.shards}{reused}",
             "speed": f"{result.megapixels:.2f} Mpx in {result.seconds:.1f} s, {result.waited:.1f} s waiting for data",
             **{f"file {number}": str(path) for number, path in enumerate(result.paths, start=1)},
         }

@@ -1,10 +1,12 @@
 """From the words of the command line to the tables that the core's settings are built from."""
 
-from collections.abc import Sequence
+import os
+import re
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from skysense_core.errors import UsageError
+from skysense_core.errors import UsageError, unknown
 
 Table = dict[str, Any]
 
@@ -114,3 +116,39 @@ def _classes(text: str) -> tuple[str, ...] | Table:
     if not isinstance(table.get("classes"), dict):
         raise UsageError(f"{text}: no [classes] table", fix='It maps label values to classes, e.g. oak = "forest".')
     return table["classes"]
+
+
+def size(option: str, text: str | None) -> int | None:
+    """Bytes of 800M or 4G. Raises UsageError otherwise."""
+    if text is None:
+        return None
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT])i?B?", text, re.IGNORECASE)
+    if match is None:
+        raise UsageError(f"{option} {text}: not a size", fix=f"For example {option} 4G")
+    return int(float(match[1]) * 1024 ** ("KMGT".index(match[2].upper()) + 1))
+
+
+def part(option: str, text: str | None) -> tuple[int, int] | None:
+    """(i, n) of I/N, from 1, or of Slurm's job array. Raises UsageError where there is none."""
+    if text is None:
+        return None
+    if text == "slurm":
+        names = ("SLURM_ARRAY_TASK_ID", "SLURM_ARRAY_TASK_MIN", "SLURM_ARRAY_TASK_COUNT")
+        task, first, count = (os.environ.get(name, "") for name in names)
+        if not (task.isdigit() and first.isdigit() and count.isdigit()):
+            raise UsageError(f"{option} slurm: this is no task of a Slurm job array", fix=f"Use {option} I/N.")
+        number, parts = int(task) - int(first) + 1, int(count)
+    else:
+        match = re.fullmatch(r"(\d+)/(\d+)", text)
+        number, parts = (int(match[1]), int(match[2])) if match else (0, 0)
+    if not 1 <= number <= parts:
+        hint = " (the numbers of the array must follow each other)" if text == "slurm" else ""
+        raise UsageError(f"{option} {text}: not a part of a whole{hint}", fix=f"From {option} 1/8 to {option} 8/8")
+    return number, parts
+
+
+def choice(option: str, text: str | None, known: Iterable[str]) -> str | None:
+    """One of the known words. Raises UsageError for another one."""
+    if text is not None and text not in known:
+        raise unknown(f"value of {option}", text, known)
+    return text

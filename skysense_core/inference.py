@@ -5,19 +5,26 @@ final leaves at once. It knows tasks and models only as a function from a batch 
 """
 
 import itertools
+import math
 import time
+from bisect import bisect_right
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
 
+import torch
+import torch.nn.functional as F
 from affine import Affine
-from jaxtyping import Float
+from geopandas import GeoDataFrame
+from jaxtyping import Float, UInt8
 from odc.geo.crs import CRS
 from odc.geo.geobox import GeoBox
 from pyproj.exceptions import CRSError
+from shapely.geometry.base import BaseGeometry
 from torch import Tensor, device
 from tqdm import tqdm
 
@@ -25,7 +32,7 @@ from skysense_core.data.batch import Batch, collate
 from skysense_core.data.scene import Scene, model_grid
 from skysense_core.errors import SkysenseError, UsageError
 from skysense_core.geo.cog import BLOCK
-from skysense_core.geo.grid import aligned, crs_of
+from skysense_core.geo.grid import crs_of, differ
 from skysense_core.geo.raster import Stack, open_stack
 from skysense_core.geo.vector import load_aoi, load_polygons
 from skysense_core.geo.windows import Lattice, Window, lattice_for, window_over
@@ -40,6 +47,8 @@ Score: TypeAlias = Callable[[Batch], Float[Tensor, "b k h w"]]
 
 STRIP_BYTES = 256 * 2**20
 """Most memory of the scores of one strip; wider scenes are cut into strips."""
+WIDEST = 4096
+"""Most pixels by which a strip is wide."""
 MARGIN = 4
 """Pixels around the part of a scene that is warped to another grid, so that its edge is interpolated as the middle."""
 
@@ -60,7 +69,7 @@ class Plan:
     def warped(self) -> bool:
         """Whether the map's grid is another one than the predicted part's."""
         predicted = self.region.geobox(self.scene.grid)
-        return predicted.shape != self.target.shape or aligned(predicted, self.target) != (0, 0, 1, 1)
+        return differ(predicted, self.target)
 
     def batch_size(self, on: device) -> int:
         """Windows per forward pass, by their size in pixels."""
@@ -79,9 +88,12 @@ def plan_sweep(
     bbox: tuple[float, float, float, float] | None = None,
     bbox_crs: str | None = None,
     aoi: Path | None = None,
+    region: BaseGeometry | None = None,
     like: Path | None = None,
 ) -> Plan:
     """What to predict of a scene: all of it, or what lies in a box or in polygons, on its own grid or that of `like`.
+
+    `region` is a polygon in the scene's CRS; what lies outside becomes nodata.
 
     `window` and `shared`: side of a window and pixels that neighbours share, where they are not to be the model's.
     The lattice is always that of the whole scene, so a part gets the same pixels. Raises UsageError where the
@@ -104,6 +116,8 @@ def plan_sweep(
         if source is not None:
             target = _cropped(target, native, option, source, bbox_crs)
     area = None if aoi is None else load_polygons(aoi, column=None, crs=working.crs)
+    if region is not None:
+        area = GeoDataFrame(geometry=[region], crs=crs_of(working).proj)
     scene = Scene(stacks=stacks, modalities=modalities, reference=reference, grid=working, area=area)
     region = window_over(working, target)
     plan = Plan(scene=scene, lattice=lattice, region=region, target=target, notes=tuple(notes))
@@ -132,9 +146,11 @@ def _extent(box: GeoBox) -> str:
     return f"{', '.join(f'{edge:.7g}' for edge in box.boundingbox)} in {box.crs}"
 
 
-def strip_width(lattice: Lattice, classes: int) -> int:
-    """Pixels by which a strip may be wide so that its scores take STRIP_BYTES; whole blocks of the output."""
-    return max(STRIP_BYTES // (4 * classes * lattice.window * BLOCK), 1) * BLOCK
+def strip_width(lattice: Lattice, classes: int, width: int, scores: int = STRIP_BYTES) -> int:
+    """Pixels by which the strips of a region of `width` pixels are wide: whole blocks, as `scores` bytes allow."""
+    most = min(max(scores // (4 * classes * lattice.window * BLOCK), 1), WIDEST // BLOCK)
+    blocks = math.ceil(width / BLOCK)
+    return math.ceil(blocks / math.ceil(blocks / most)) * BLOCK
 
 
 def sweep(
@@ -148,23 +164,48 @@ def sweep(
     batch_size: int,
     readers: int,
     meter: "Meter",
+    cuts: Sequence[int] = (),
+    padded: bool = False,
 ) -> Generator[Any, None, None]:
     """Predict the strips of a scene one after another; yields the merger's finished parts in order, top to bottom.
 
     The windows are the lattice's whatever the strips are: strips, batch size and readers change nothing but speed and
-    memory. A part holds until the next one is asked for. Raises SkysenseError naming the window that cannot be read.
+    memory. Batches cross the ends of rows of windows, but not the `cuts` (rows of the scene, ascending): windows
+    astride a cut make batches of their own, so a sweep that begins there computes the same numbers to the last bit.
+    `padded` repeats a sample where a batch is short, for compiled models. A part holds until the next one is asked
+    for. Raises SkysenseError naming the window that cannot be read.
     """
+
+    def between(item: tuple[Window, Sample]) -> tuple[int, int]:
+        inner = lattice.inner(item[0])
+        return bisect_right(cuts, inner.row), bisect_right(cuts, inner.row_stop - 1)
+
     for strip in strips:
         merged = merger(strip)
         samples = _read_ahead(scene, lattice.windows(strip), readers, depth=2 * batch_size + readers, meter=meter)
-        while chunk := list(itertools.islice(samples, batch_size)):
-            batch = collate([sample for _, sample in chunk]).to(on)
-            scores = score(batch)
-            valid = batch.epochs[0][scene.reference].valid.any(dim=1)
-            for index, (window, _) in enumerate(chunk):
-                yield from merged.ready(window)
-                merged.add(window, scores[index], valid[index])
+        with closing(samples):
+            for _, group in itertools.groupby(samples, key=between):
+                while chunk := list(itertools.islice(group, batch_size)):
+                    missing = batch_size - len(chunk) if padded else 0
+                    batch = collate([sample for _, sample in chunk] + [chunk[-1][1]] * missing).to(on)
+                    scores = score(batch)
+                    seen = observations(batch, scene.reference)
+                    for index, (window, _) in enumerate(chunk):
+                        yield from merged.ready(window)
+                        merged.add(window, scores[index], seen[index])
         yield from merged.finish()
+
+
+def observations(batch: Batch, reference: str) -> UInt8[Tensor, "b h w"]:
+    """Images of all modalities that show a pixel of the reference, at most 254; 0 where the reference does not."""
+    images = batch.epochs[0]
+    valid = images[reference].valid
+    count = valid.sum(dim=1, dtype=torch.float32)
+    for name, series in images.items():
+        if name != reference:
+            others = series.valid.sum(dim=1, keepdim=True, dtype=torch.float32)
+            count += F.interpolate(others, size=valid.shape[-2:], mode="nearest")[:, 0]
+    return torch.where(valid.any(dim=1), count.clamp(max=254), 0.0).to(torch.uint8)
 
 
 def strips_of(region: Window, width: int) -> list[Window]:
@@ -218,7 +259,7 @@ class Meter:
 
 def _read_ahead(
     scene: Scene, windows: list[Window], readers: int, *, depth: int, meter: Meter
-) -> Iterator[tuple[Window, Sample]]:
+) -> Generator[tuple[Window, Sample], None, None]:
     """The windows that show anything, in order, at most `depth` of them read before they are wanted."""
     pending: deque[tuple[Window, Future[Sample | None]]] = deque()
     left = iter(windows)

@@ -2,14 +2,18 @@
 
 import contextlib
 import os
+import re
 import resource
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import numpy as np
 import torch
 
 from skysense_core.errors import Interrupted, UsageError
+
+STATUS, CLEAR_PEAK = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 def choose_device(name: str = "auto") -> torch.device:
@@ -41,10 +45,25 @@ def has_bfloat16(device: torch.device) -> bool:
     return False
 
 
+def uses_bfloat16(device: torch.device, precision: str) -> bool:
+    """What a `--precision` value means: auto (bf16 where the hardware has it), bf16 or fp32."""
+    return precision == "bf16" or (precision == "auto" and has_bfloat16(device))
+
+
 def autocast(device: torch.device, precision: str) -> torch.autocast:
-    """The autocast context of a `--precision` value: auto (bf16 where the hardware has it), bf16 or fp32."""
-    bf16 = precision == "bf16" or (precision == "auto" and has_bfloat16(device))
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16)
+    """The autocast context of a `--precision` value."""
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=uses_bfloat16(device, precision))
+
+
+@contextlib.contextmanager
+def threads(count: int) -> Iterator[None]:
+    """Within, torch computes with so many threads on the CPU; 0 leaves them as they are."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def generator(*key: int) -> np.random.Generator:
@@ -60,6 +79,41 @@ def seed_step(*key: int) -> None:
 def peak_memory() -> int:
     """Highest resident memory of this process so far, in bytes."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def resident_memory() -> int:
+    """Bytes of memory that this process holds now."""
+    return _status("VmRSS")
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that are free on a GPU, or in the machine."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def working_memory(device: torch.device, work: Callable[[], object]) -> int:
+    """Bytes that `work` takes at its peak, on the GPU or of this process, beyond what is held before."""
+    if device.type == "cuda":
+        before = torch.cuda.memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        work()
+        return torch.cuda.max_memory_allocated(device) - before
+    before = resident_memory()
+    if CLEAR_PEAK.exists():
+        CLEAR_PEAK.write_text("5")  # forgets the peak so far
+    work()
+    return max(_status("VmHWM") - before, 0)
+
+
+def _status(field: str) -> int:
+    """A line of Linux's account of this process, in bytes; elsewhere the peak so far stands for all of them."""
+    if not STATUS.exists():
+        return peak_memory()
+    found = re.search(rf"^{field}:\s+(\d+) kB", STATUS.read_text(), re.MULTILINE)
+    assert found is not None
+    return int(found[1]) * 1024
 
 
 @contextlib.contextmanager

@@ -29,7 +29,7 @@ VERBS, COMMANDS = len(ROWS), len(ROWS) + 1
 BASES = {"tasks.segmentation", "sources.folder"}
 """Modules that the specialisations beside them may import."""
 
-PACKAGES = {"model", "data", "geo", "merge", "losses", "modalities"}
+PACKAGES = {"predict", "model", "data", "geo", "merge", "losses", "modalities"}
 """Packages whose modules may import each other."""
 
 FENCES = {

@@ -38,8 +38,8 @@ def shell_texts() -> Iterator[tuple[str, str]]:
             if language in ("bash", "sh", "console"):
                 yield page.name, text
         yield from ((page.name, inline) for inline in re.findall(r"`(skysense [^`\n]+)`", page.read_text()))
-    yield from ((script.name, script.read_text()) for script in SCRIPTS)
-    yield "Makefile", (ROOT / "Makefile").read_text()
+    makefiles = [ROOT / "Makefile", *(ROOT / "examples").glob("*.mk")]
+    yield from ((script.name, script.read_text()) for script in [*SCRIPTS, *makefiles])
 
 
 def calls(text: str) -> Iterator[list[str]]:

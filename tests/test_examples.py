@@ -1,6 +1,7 @@
 """The scripts in examples/ run from end to end on a small scene."""
 
 import os
+import runpy
 import subprocess
 import sys
 from collections.abc import Callable
@@ -23,12 +24,9 @@ STRIPE = 320
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
-def test_train_then_map_scenes_and_regions(tmp_path: Path, write_raster: Callable[..., Path]) -> None:
+def test_train_then_map_scenes(tmp_path: Path, write_raster: Callable[..., Path]) -> None:
     def run(script: str, *words: object) -> subprocess.CompletedProcess[str]:
-        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-        command = [str(EXAMPLES / script), *map(str, words)]
-        environment = os.environ | {"PATH": path}
-        return subprocess.run(command, cwd=tmp_path, env=environment, check=True, capture_output=True, text=True)
+        return call(tmp_path, EXAMPLES / script, *words)
 
     folder = tmp_path / "scenes"
     folder.mkdir()
@@ -44,14 +42,62 @@ def test_train_then_map_scenes_and_regions(tmp_path: Path, write_raster: Callabl
         assert whole.shape == tuple(GRID.shape)
     assert "stripes.tif is there" in run("predict_scenes.sh", "out/run", "scenes", "maps").stderr
 
-    west, south, east, north = GRID.geographic_extent.boundingbox
-    middle = (west + east) / 2
-    boxes = {"west": (west, south, middle, north), "east": (middle, south, east, north)}
-    lines = (f"{name} {','.join(map(str, bounds))}\n" for name, bounds in boxes.items())
-    (tmp_path / "regions.txt").write_text("".join(lines))
-    run("predict_regions.sh", "out/run", scene, "regions.txt", "regions")
-    with rasterio.open(tmp_path / "regions" / "west.tif") as part:
-        assert part.width < GRID.shape.x
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("form", ["loop", "xargs", "make"])
+def test_a_scene_in_regions_is_the_whole(tmp_path: Path, write_raster: Callable[..., Path], form: str) -> None:
+    grid = GeoBox.from_bbox((390000, 5819960, 390080, 5820000), "EPSG:32633", resolution=0.2)
+    blocks = np.random.default_rng(0).integers(30, 220, (3, 10, 20)).repeat(20, 1).repeat(20, 2)
+    write_raster(tmp_path / "scene.tif", blocks.astype(np.uint8), grid, photometric="RGB")
+    make = ("make", "-f", EXAMPLES / "regions.mk", "-j", "2", "SIZE=250", "MAP=map.tif")
+    command = {
+        "loop": (EXAMPLES / "regions_loop.sh", "buildings-hr", "scene.tif", "map.tif", 250),
+        "xargs": (EXAMPLES / "regions_xargs.sh", "buildings-hr", "scene.tif", "map.tif", 250, 2),
+        "make": (*make, "MODEL=buildings-hr", "SCENE=scene.tif"),
+    }[form]
+    call(tmp_path, *command)
+    parts = sorted((tmp_path / "map_parts").glob("*.tif"))
+    assert [path.name for path in parts] == ["r00_c00.tif", "r00_c01.tif"]
+    call(tmp_path, "skysense", "predict", "scene.tif", "--out", "whole.tif")
+    with rasterio.open(tmp_path / "map.tif") as joined, rasterio.open(tmp_path / "whole.tif") as whole:
+        assert (joined.shape, joined.transform) == (whole.shape, whole.transform)
+        # Other batches may round a tie between two classes otherwise.
+        assert (joined.read() != whole.read()).mean() < 1e-3
+
+    made = [path.stat().st_mtime_ns for path in parts]
+    call(tmp_path, *command)
+    assert [path.stat().st_mtime_ns for path in parts] == made
+
+
+def call(folder: Path, *words: object) -> subprocess.CompletedProcess[str]:
+    """Run a command in a folder, with the skysense of this environment."""
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    command = list(map(str, words))
+    return subprocess.run(
+        command, cwd=folder, env=os.environ | {"PATH": path}, check=True, capture_output=True, text=True
+    )
+
+
+def test_the_python_interface(
+    tmp_path: Path,
+    write_raster: Callable[..., Path],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    pixels = np.random.default_rng(0).integers(1, 255, (3, 300, 200), dtype=np.uint8)
+    grid = GeoBox.from_bbox((500000, 4000000, 500040, 4000060), "EPSG:32636", resolution=0.2)
+    for names in ((), ("red", "green", "blue")):
+        scene = write_raster(tmp_path / f"scene{len(names)}.tif", pixels, grid, names=names)
+        monkeypatch.setattr(sys, "argv", ["python_api.py", str(scene), str(tmp_path / "maps")])
+        runpy.run_path(str(EXAMPLES / "python_api.py"))
+        printed = capsys.readouterr().out
+        assert "building: " in printed
+        assert "least sure in the corner: 0." in printed
+        with rasterio.open(tmp_path / "maps" / "classes.tif") as made, rasterio.open(scene) as source:
+            assert (made.shape, made.crs) == (source.shape, source.crs)
+            assert made.transform.almost_equals(source.transform, 1e-9)
+            assert made.nodata == 255
 
 
 def striped_scene(path: Path, write_raster: Callable[..., Path]) -> Path:

@@ -32,7 +32,7 @@ def streamed(strip: Window, keep=lambda window: True) -> tuple[torch.Tensor, tor
     for window in LATTICE.windows(strip):
         if keep(window):
             parts += [(part.window, part.scores.clone(), part.valid.clone()) for part in merger.ready(window)]
-            merger.add(window, window_scores(window), torch.ones(32, 32, dtype=torch.bool))
+            merger.add(window, window_scores(window), torch.ones(32, 32, dtype=torch.uint8))
     parts += [(part.window, part.scores.clone(), part.valid.clone()) for part in merger.finish()]
     assert [part[0].row for part in parts[1:]] == [part[0].row_stop for part in parts[:-1]]
     assert max(part[0].height for part in parts) <= 32
@@ -75,8 +75,9 @@ def test_rows_that_no_window_came_to_are_invalid_and_nothing_is_lost():
 def test_scores_of_invalid_pixels_are_marked():
     merger = RasterMerger(LATTICE, WHOLE, 3, torch.device("cpu"))
     (window,) = LATTICE.windows(Window(row=5, col=4, height=1, width=1))
-    valid = torch.zeros(32, 32, dtype=torch.bool)
-    valid[5 - window.row, 4 - window.col] = True
-    merger.add(window, window_scores(window), valid)
-    marked = torch.cat([part.valid.clone() for part in merger.finish()])
+    seen = torch.zeros(32, 32, dtype=torch.uint8)
+    seen[5 - window.row, 4 - window.col] = 3
+    merger.add(window, window_scores(window), seen)
+    marked = torch.cat([part.seen.clone() for part in merger.finish()])
     assert marked.nonzero().tolist() == [[5, 4]]
+    assert marked[5, 4] == 3

@@ -86,9 +86,9 @@ def use_task(monkeypatch):
             "training": {},
             "metrics": {},
         }
-        monkeypatch.setattr(predict, "load_description", lambda path: Description(**described))
+        monkeypatch.setattr(predict.job, "load_description", lambda path: Description(**described))
         monkeypatch.setattr(
-            predict, "load_model", lambda path, device: LoadedModel(model=nn.Identity(), task=task, **described)
+            predict.job, "load_model", lambda path, device: LoadedModel(model=nn.Identity(), task=task, **described)
         )
 
     return use
@@ -152,7 +152,7 @@ def test_windows_are_rounded_to_whole_tokens_and_it_is_said(scene, tmp_path, use
 
 def test_a_constant_predictor_is_constant_in_every_pixel(scene, tmp_path, use_task):
     use_task(Constant(classes=NAMES))
-    result = run(scene, tmp_path / "map.tif", confidence=True, probabilities=True)
+    result = run(scene, tmp_path / "map.tif", confidence="max", probabilities=True)
     assert (read(tmp_path / "map.tif") == 3).all()
     assert (read(tmp_path / "map_confidence.tif") == round(0.4 * 254)).all()
     assert [set(band.ravel().tolist()) for band in read(tmp_path / "map_probabilities.tif")[2:5]] == [{25}, {102}, {51}]
@@ -204,7 +204,7 @@ def test_nodata_stays_nodata_and_empty_windows_are_skipped(tmp_path, write_raste
     pixels[:, :, 150:] = 0
     pixels[:, 20:23, 40] = 0
     scene = write_raster(tmp_path / "scene.tif", pixels, grid((200, 333)), names=("red",), nodata=0)
-    result = run(scene, tmp_path / "map.tif", confidence=True)
+    result = run(scene, tmp_path / "map.tif", confidence="max")
     expected = np.where(pixels == 0, 255, pixels)
     np.testing.assert_array_equal(read(tmp_path / "map.tif"), expected)
     np.testing.assert_array_equal(read(tmp_path / "map_confidence.tif") == 255, pixels == 0)
@@ -221,7 +221,7 @@ def test_a_scene_without_a_valid_pixel_is_refused(tmp_path, write_raster, use_ta
     assert list(tmp_path.iterdir()) == [scene]
 
 
-@pytest.mark.parametrize("change", [{"batch_size": 1}, {"batch_size": 5}, {"jobs": 1}, {"max_strip": 512}], ids=str)
+@pytest.mark.parametrize("change", [{"batch_size": 1}, {"batch_size": 5}, {"jobs": 1}, {"shard": (512, 512)}], ids=str)
 def test_the_map_depends_on_nothing_but_the_windows(tmp_path, write_raster, use_task, change):
     use_task(Glance(classes=NAMES))
     scene = write_raster(tmp_path / "wide.tif", codes((70, 1100)), grid((70, 1100)), names=("red",))
@@ -278,7 +278,7 @@ def test_a_scene_of_another_pixel_size_is_resampled_and_mapped_back_to_its_own_g
     blocks = codes((10, 12)).repeat(10, 1).repeat(10, 2)
     blocks[:, :20, :20] = 0
     scene = write_raster(tmp_path / "scene.tif", blocks, grid((100, 120), 0.5), names=("red",), nodata=0)
-    result = run(scene, tmp_path / "map.tif", confidence=True)
+    result = run(scene, tmp_path / "map.tif", confidence="max")
     assert any("resampled from 0.5 m to the model's 0.3 m" in note for note in result.notes)
     with rasterio.open(tmp_path / "map.tif") as dataset:
         assert (dataset.transform, dataset.shape) == (grid((1, 1), 0.5).affine, (100, 120))
@@ -363,7 +363,7 @@ def test_the_reference_model_from_its_folder(tmp_path, write_raster):
     save_model(tmp_path / "model", model, task, name="tiny fields", training={}, metrics={}, licence="MIT")
     pixels = np.random.default_rng(0).integers(1, 255, (3, 150, 170), dtype=np.uint8)
     scene = write_raster(tmp_path / "scene.tif", pixels, grid((150, 170)), photometric="RGB")
-    outputs = {"probabilities": True, "confidence": True, "preview": tmp_path / "map.png"}
+    outputs = {"probabilities": True, "confidence": "max", "preview": tmp_path / "map.png"}
     result = run(scene, tmp_path / "map.tif", model=tmp_path / "model", **outputs)
     assert result.model == "tiny fields"
     assert result.paths[-1].read_bytes().startswith(b"\x89PNG")
@@ -375,7 +375,7 @@ def test_the_reference_model_from_its_folder(tmp_path, write_raster):
 
 def test_the_packaged_model_that_reads_the_scene_is_chosen(scene, tmp_path, monkeypatch, use_task):
     use_task(Mirror(classes=NAMES))
-    load, other = predict.load_description, modalities.load("s1")
+    load, other = predict.job.load_description, modalities.load("s1")
     folders = {"reads-red": Path("a"), "reads-sar": Path("b")}
 
     def describe(path: Path) -> Description:
@@ -383,14 +383,14 @@ def test_the_packaged_model_that_reads_the_scene_is_chosen(scene, tmp_path, monk
 
         return load(path) if path == Path("a") else replace(load(path), name="reads-sar", modalities={"s1": other})
 
-    monkeypatch.setattr(predict, "load_description", describe)
-    monkeypatch.setattr(predict, "packaged_models", lambda: folders)
+    monkeypatch.setattr(predict.job, "load_description", describe)
+    monkeypatch.setattr(predict.job, "packaged_models", lambda: folders)
     result = run(scene, tmp_path / "map.tif", model=None)
     assert "the packaged one for red" in result.notes[0]
-    monkeypatch.setattr(predict, "packaged_models", lambda: {"reads-red": Path("a"), "too": Path("a")})
+    monkeypatch.setattr(predict.job, "packaged_models", lambda: {"reads-red": Path("a"), "too": Path("a")})
     with pytest.raises(UsageError, match="several packaged models"):
         run(scene, tmp_path / "other.tif", model=None)
-    monkeypatch.setattr(predict, "packaged_models", lambda: {"reads-sar": Path("b")})
+    monkeypatch.setattr(predict.job, "packaged_models", lambda: {"reads-sar": Path("b")})
     with pytest.raises(UsageError, match=r"(?s)no packaged model.*reads-sar: no band is called VV"):
         run(scene, tmp_path / "other.tif", model=None)
 
@@ -400,7 +400,7 @@ def test_what_is_wrong_is_said_before_any_work(scene, tmp_path, write_raster, us
     out = tmp_path / "map.tif"
 
     def refused(match: str, error: type[SkysenseError] = UsageError, **settings) -> None:
-        monkeypatch.setattr(predict, "sweep", None)
+        monkeypatch.setattr(predict.job, "sweep", None)
         with pytest.raises(error, match=match):
             run(**{"scene": scene, "out": out, **settings})
         assert not out.exists()
@@ -426,9 +426,9 @@ def test_an_existing_map_is_kept_unless_told_otherwise(scene, tmp_path, use_task
     use_task(Mirror(classes=NAMES))
     (tmp_path / "map_confidence.tif").write_text("precious")
     with pytest.raises(UsageError, match=r"map_confidence\.tif exists"):
-        run(scene, tmp_path / "map.tif", confidence=True)
+        run(scene, tmp_path / "map.tif", confidence="max")
     assert not (tmp_path / "map.tif").exists()
-    run(scene, tmp_path / "map.tif", confidence=True, overwrite=True)
+    run(scene, tmp_path / "map.tif", confidence="max", overwrite=True)
     assert read(tmp_path / "map_confidence.tif").shape == (1, 200, 333)
 
 

@@ -1,5 +1,7 @@
 """The lattice of windows: every pixel counts once, wherever the scene begins and however large it is."""
 
+import itertools
+
 import numpy as np
 import pytest
 from affine import Affine
@@ -69,7 +71,7 @@ def test_windows_keep_their_phase_and_outer_ones_only_leave_the_lattice(size, or
     assert all((start + origin) % 352 == 0 for start in starts[1:-1])
     assert starts[0] <= 0
     assert starts[-1] + 512 >= size
-    assert all(352 <= after - before <= 432 for before, after in zip(starts, starts[1:], strict=False))
+    assert all(352 <= after - before <= 432 for before, after in itertools.pairwise(starts))
 
 
 def test_a_window_of_mirror_images_is_left_out_where_its_neighbour_reaches_the_border():

@@ -13,11 +13,12 @@ from odc.geo.geobox import GeoBox
 from skysense_core.data.transforms import subsample_dates
 from skysense_core.errors import UsageError, unknown
 from skysense_core.geo.grid import crs_of, ground_gsd, place, scaled, transform
+from skysense_core.geo.paths import is_remote
 from skysense_core.geo.raster import ReadOptions, Stack, open_stack
 from skysense_core.geo.vector import LONLAT
 from skysense_core.geo.windows import Window, reflect_pad
 from skysense_core.modalities import Modality, finest, side_beside
-from skysense_core.types import Raster, Sample
+from skysense_core.types import Sample
 
 SAME_GSD = 0.1
 """A scene whose pixel size differs less from the model's is used as it is: training has seen as much."""
@@ -38,13 +39,18 @@ def open_stacks(
         modality = modalities[name]
         options = read.get(name, read.get("", ReadOptions()))
         stack = open_stack(paths, bands=[band.names for band in modality.bands], unit=modality.unit, options=options)
-        if stack.level is not None and stack.level != modality.level:
-            raise UsageError(
-                f"{paths[0]} is {stack.level}, and the model was trained on {modality.level}",
-                fix=f"Give a {modality.level} product, or a model trained on {stack.level}.",
-            )
-        stacks[name] = stack
+        stacks[name] = of_level(stack, modality)
     return stacks
+
+
+def of_level(stack: Stack, modality: Modality) -> Stack:
+    """The stack, if it may be of the modality's product level; raises UsageError otherwise."""
+    if stack.level is not None and stack.level != modality.level:
+        raise UsageError(
+            f"{stack.paths[0]} is {stack.level}, and the model was trained on {modality.level}",
+            fix=f"Give a {modality.level} product, or a model trained on {stack.level}.",
+        )
+    return stack
 
 
 def _by_modality(inputs: Sequence[str], modalities: Mapping[str, Modality]) -> dict[str, list[str]]:
@@ -52,7 +58,7 @@ def _by_modality(inputs: Sequence[str], modalities: Mapping[str, Modality]) -> d
     paths: dict[str, list[str]] = {}
     for item in inputs:
         name, equals, path = item.partition("=")
-        if not equals or (name not in modalities and Path(item).exists()):
+        if not equals or (name not in modalities and (Path(item).exists() or is_remote(name))):
             if len(modalities) > 1:
                 raise UsageError(
                     f"{item}: the model reads {', '.join(modalities)}: which is it?",
@@ -79,35 +85,47 @@ class Scene:
     area: GeoDataFrame | None = None
     """Polygons in the grid's CRS; windows that touch none are not read."""
 
-    def read(self, window: Window) -> Sample | None:
-        """A sample of one window; None where it lies off the area or the reference modality is invalid throughout.
+    def read(self, window: Window, *, blank: bool = False) -> Sample | None:
+        """A sample of one window; None where it lies off the area or the reference modality is invalid throughout,
+        unless `blank` asks for it all the same.
 
         The reference is mirrored beyond the scene's border. Every other modality is read on the whole footprint at
         its own pixel size, invalid where it is absent.
         """
-        inside = (window & Window.of(self.grid)).geobox(self.grid)
-        if self.area is not None and not len(self.area.sindex.query(inside.extent.geom, predicate="intersects")):
+        inside = self.footprint(window, self.reference)
+        if (
+            self.area is not None
+            and not blank
+            and not len(self.area.sindex.query(inside.extent.geom, predicate="intersects"))
+        ):
             return None
         seen = self.stacks[self.reference].read(inside)
-        if not seen.valid.any():
+        if not seen.valid.any() and not blank:
             return None
         rasters = {self.reference: reflect_pad(seen, window, (self.grid.shape.y, self.grid.shape.x))}
         for name, stack in self.stacks.items():
             if name != self.reference:
-                rasters[name] = self._read_beside(stack, self.modalities[name], window)
+                rasters[name] = stack.read(self.footprint(window, name))
         sample = Sample(id=f"{window.row},{window.col}", epochs=(rasters,), lonlat=_centre(window.geobox(self.grid)))
         return subsample_dates(sample, {name: modality.dates for name, modality in self.modalities.items()})
 
-    def _read_beside(self, stack: Stack, modality: Modality, window: Window) -> Raster:
-        side = side_beside(self.modalities[self.reference], modality, window.height)
-        return stack.read(scaled(window.geobox(self.grid), (side, side)))
+    def footprint(self, window: Window, name: str) -> GeoBox:
+        """The grid on which a modality is read for a window: the reference's part of it that lies in the scene, or
+        the whole window at another modality's own pixel size."""
+        if name == self.reference:
+            return (window & Window.of(self.grid)).geobox(self.grid)
+        sizes = self.modalities[self.reference], self.modalities[name]
+        shape = side_beside(*sizes, window.height), side_beside(*sizes, window.width)
+        return scaled(window.geobox(self.grid), shape)
 
 
 def model_grid(native: GeoBox, modality: Modality) -> tuple[GeoBox, list[str]]:
     """The grid that the model gets: the scene's own where its pixels are within a tenth of the model's, else resampled.
 
-    Returns the grid and notes for the user. Raises UsageError where the pixels differ by more than a factor 2.
+    Returns the grid and notes for the user. Raises UsageError where the pixels differ by more than a factor 2, and
+    SkysenseError where the scene does not lie on Earth.
     """
+    _centre(native)  # a model of the Earth has nothing to say on another planet
     gsd = ground_gsd(native)
     ratio = gsd / modality.gsd
     if abs(ratio - 1) <= SAME_GSD:

@@ -30,6 +30,8 @@ from skysense_core.geo.windows import Window
 
 BLOCK = 512
 """Side of a block in pixels, on temporary files too: a block is compressed once."""
+CACHE = 64 * 2**20
+"""Bytes of decoded blocks that GDAL may keep while it copies; its own default is a share of the machine's memory."""
 FULL = "Is there space left on the disk?"
 
 
@@ -101,6 +103,10 @@ class RowWriter:
         return self
 
     def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Complete the file."""
         with _explained(self.path):
             self._dataset.close()
 
@@ -136,7 +142,7 @@ def write_cog(source: Path, product: Product, options: Mapping[str, str] | None 
         **{key.upper(): value for key, value in (options or {}).items()},
     }
     described, copy = source.with_suffix(".vrt"), source.with_suffix(".cog.tif")
-    with _explained(source):
+    with _explained(source), rasterio.Env(**({} if "GDAL_CACHEMAX" in os.environ else {"GDAL_CACHEMAX": CACHE})):
         rasterio.shutil.copy(source, described, driver="VRT")
         if product.classes:
             _name_categories(described, product.classes)
@@ -195,6 +201,8 @@ def _profile(grid: GeoBox, product: Product) -> dict[str, object]:
         "blockxsize": BLOCK,
         "blockysize": BLOCK,
         "interleave": "band",
+        "photometric": "minisblack",
+        "alpha": "unspecified",
         "compress": "deflate",
         "zlevel": 1,
         "BIGTIFF": "IF_SAFER",

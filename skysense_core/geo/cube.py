@@ -22,9 +22,9 @@ from skysense_core.geo.bands import Found
 from skysense_core.geo.layer import Stamp, stamp_of
 from skysense_core.geo.options import ReadOptions
 
-_X = ("x", "lon", "longitude", "easting")
-_Y = ("y", "lat", "latitude", "northing")
-_BAND = ("band", "bands", "wavelength")
+COLUMNS = ("x", "lon", "longitude", "easting")
+ROWS = ("y", "lat", "latitude", "northing")
+BANDS = ("band", "bands", "wavelength")
 _HANDLES = 16
 _local = threading.local()
 
@@ -162,13 +162,13 @@ def open_cube(path: str, options: ReadOptions) -> Cube:
     """Probe one cube. Raises SkysenseError where it is none, or has no regular grid or CRS."""
     stamp = stamp_of(path)
     dataset = open_dataset(path, stamp)
-    row, col = (_dimension(dataset, names, path) for names in (_Y, _X))
+    row, col = (dimension(dataset, names, path) for names in (ROWS, COLUMNS))
     names = [str(name) for name, item in dataset.data_vars.items() if {row, col} <= set(item.dims)]
     if not names:
         raise SkysenseError(f"{path}: no variable of this cube has the dimensions {row} and {col}")
     extra = sorted({str(dim) for name in names for dim in dataset[name].dims} - {row, col})
     time = next((dim for dim in extra if dim in dataset.coords and dataset[dim].dtype.kind == "M"), None)
-    band = next((dim for dim in extra if dim.lower() in _BAND), None)
+    band = next((dim for dim in extra if dim.lower() in BANDS), None)
     others = [dim for dim in extra if dim not in (time, band)]
     if any(dataset.sizes[dim] > 1 for dim in others):
         raise SkysenseError(
@@ -181,7 +181,7 @@ def open_cube(path: str, options: ReadOptions) -> Cube:
     return Cube(
         path=path,
         stamp=stamp,
-        geobox=_geobox(dataset, names[0], row, col, path),
+        geobox=grid_of(dataset, names[0], row, col, path),
         found=found,
         sources=sources,
         dimensions=(time, band, row, col),
@@ -193,7 +193,8 @@ def open_cube(path: str, options: ReadOptions) -> Cube:
     )
 
 
-def _dimension(dataset: xr.Dataset, names: tuple[str, ...], path: str) -> str:
+def dimension(dataset: xr.Dataset, names: tuple[str, ...], path: str) -> str:
+    """The dimension that has one of these names and coordinates. Raises SkysenseError where none has."""
     for dim in dataset.sizes:
         if str(dim).lower() in names and dim in dataset.coords:
             return str(dim)
@@ -244,7 +245,8 @@ def _days(dataset: xr.Dataset, time: str | None, path: str, options: ReadOptions
     return tuple(dataset[time].values.astype("datetime64[D]").tolist())
 
 
-def _geobox(dataset: xr.Dataset, name: str, row: str, col: str, path: str) -> GeoBox:
+def grid_of(dataset: xr.Dataset, name: str, row: str, col: str, path: str) -> GeoBox:
+    """The grid of a variable, from its coordinates. Raises SkysenseError where they are uneven or there is no CRS."""
     y, x = (np.asarray(dataset[dim].values, dtype=np.float64) for dim in (row, col))
     steps = []
     for axis, values in ((row, y), (col, x)):

@@ -15,7 +15,7 @@ from rasterio.io import DatasetReader
 from skysense_core.errors import SkysenseError, UsageError
 from skysense_core.geo import bands, dates, masks, units
 from skysense_core.geo.bands import Found
-from skysense_core.geo.layer import FileLayer, Stamp, open_dataset, remote_options, stamp_of
+from skysense_core.geo.layer import FileLayer, Stamp, access, open_dataset, stamp_of
 from skysense_core.geo.options import ReadOptions
 
 PALETTE = ("red", "green", "blue")
@@ -83,13 +83,17 @@ def open_file(path: str, options: ReadOptions, *, colours: bool, georeferenced: 
     if options.nodata is not None and not np.isfinite(options.nodata):
         raise UsageError(f"--nodata {options.nodata}: NaN and infinity are never data", fix="Leave it out.")
     stamp = stamp_of(path)
-    dataset = open_dataset(path, stamp)
+    return access(path, lambda: _facts(open_dataset(path, stamp), path, stamp, options, colours, georeferenced))
+
+
+def _facts(
+    dataset: DatasetReader, path: str, stamp: Stamp, options: ReadOptions, colours: bool, georeferenced: bool
+) -> RasterFile:
     _refuse_unreadable(dataset, path)
     dtype = np.dtype(dataset.dtypes[0]) if len(set(dataset.dtypes)) == 1 else np.result_type(*dataset.dtypes)
     notes: list[str] = []
-    with remote_options(path):
-        alpha, trapped = _alpha(dataset, path, notes)
-        palette = _palette(dataset) if colours else None
+    alpha, trapped = _alpha(dataset, path, notes)
+    palette = _palette(dataset) if colours else None
     tags = dataset.tags()
     found, indexes = _bands(dataset, path, options, alpha, trapped, palette is not None)
     scales = tuple((float(dataset.scales[i - 1]), float(dataset.offsets[i - 1])) for i in indexes)

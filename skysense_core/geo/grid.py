@@ -38,6 +38,8 @@ def transform(
     try:
         return _transformer(source, target, threading.get_ident()).transform(x, y)
     except ProjError as error:
+        if "celestial body" in str(error):
+            raise SkysenseError(f"{_title(source)} and {_title(target)} are of two celestial bodies") from None
         raise SkysenseError(f"cannot transform from {_title(source)} to {_title(target)}: {error}") from None
 
 
@@ -56,6 +58,11 @@ def crs_of(geobox: GeoBox) -> CRS:
     if geobox.crs is None:
         raise SkysenseError("a grid without CRS has no place on the ground")
     return geobox.crs
+
+
+def differ(grid: GeoBox, other: GeoBox) -> bool:
+    """Whether two grids are not the same pixels."""
+    return grid.shape != other.shape or aligned(grid, other) != (0, 0, 1, 1)
 
 
 def aligned(source: GeoBox, target: GeoBox) -> tuple[int, int, int, int] | None:

@@ -3,20 +3,24 @@
 A dataset handle belongs to one thread of one process; layers themselves are plain values that travel anywhere.
 """
 
-import contextlib
+import logging
 import os
+import re
 import threading
+import time
 import warnings
-from collections import OrderedDict
-from collections.abc import Iterator
+from collections import OrderedDict, defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
+from typing import TypeVar
 
 import numpy as np
 import rasterio
 from jaxtyping import Bool, Num, UInt8
 from odc.geo.geobox import GeoBox
-from rasterio.errors import NotGeoreferencedWarning, RasterioError, RasterioIOError
+from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rasterio.io import DatasetReader
 from rasterio.windows import Window
 
@@ -24,12 +28,28 @@ from skysense_core.errors import SkysenseError
 from skysense_core.geo import grid, masks
 from skysense_core.geo.paths import is_plain, is_remote
 
+T = TypeVar("T")
 Stamp = tuple[int, int] | None
 """Time and size of a local file: a file that is written anew is opened anew."""
 
-_REMOTE = {"GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR", "GDAL_HTTP_MAX_RETRY": "3", "GDAL_HTTP_RETRY_DELAY": "1"}
+ATTEMPTS = 3
+"""How often a remote read is tried. GDAL asks again by itself where no answer comes, not where one breaks off."""
+_REMOTE = {
+    "GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR",  # looks for no sidecar files
+    # Closing a file forgets what came from it: half an answer, or that it could not be reached.
+    "CPL_VSIL_CURL_NON_CACHED": "/vsicurl/:/vsis3/:/vsigs/:/vsiaz/:/vsiadls/:/vsioss/:/vsiswift/",
+    "GDAL_HTTP_MAX_RETRY": "3",
+    "GDAL_HTTP_RETRY_DELAY": "1",
+    "GDAL_HTTP_CONNECTTIMEOUT": "30",
+    "GDAL_HTTP_LOW_SPEED_LIMIT": "1",  # bytes per second over so many seconds: a silent server is given up
+    "GDAL_HTTP_LOW_SPEED_TIME": "60",
+}
 _HANDLES = 128
 _local = threading.local()
+_shared = SimpleNamespace()
+_turns: defaultdict[str, threading.RLock] = defaultdict(threading.RLock)
+os.register_at_fork(after_in_child=_turns.clear)  # a lock that a thread of the parent held would never be released
+logger = logging.getLogger(__name__)
 # A file without georeference is refused, or read as the picture that it is: rasterio's warning adds nothing.
 warnings.filterwarnings("ignore", category=NotGeoreferencedWarning)
 
@@ -43,42 +63,86 @@ def stamp_of(path: str) -> Stamp:
 
 
 def open_dataset(path: str, stamp: Stamp, level: int | None = None) -> DatasetReader:
-    """This thread's handle of a file or of one of its overviews; the least recently used ones are closed.
+    """The handle of a file or of one of its overviews; the least recently used ones are closed.
 
-    Raises SkysenseError where GDAL cannot open it.
+    A local file has one per thread, a remote one per process: what it has downloaded and decoded serves all threads.
+    Pixels are read within `access`. Raises SkysenseError where GDAL cannot open it.
     """
-    if getattr(_local, "process", None) != os.getpid():  # a forked process must not share its parent's handles
-        _local.process, _local.handles = os.getpid(), OrderedDict()
-    handles: OrderedDict[tuple[str, Stamp, int | None], DatasetReader] = _local.handles
-    key = (path, stamp, level)
-    if key not in handles:
-        options = {} if level is None else {"overview_level": level}
-        with remote_options(path):
+    holder = _shared if is_remote(path) else _local
+    if getattr(holder, "process", None) != os.getpid():  # a forked process must not share its parent's handles
+        holder.process, holder.handles = os.getpid(), OrderedDict()
+    handles: OrderedDict[tuple[str, Stamp, int | None], DatasetReader] = holder.handles
+    key, options = (path, stamp, level), {} if level is None else {"overview_level": level}
+
+    def take() -> DatasetReader:
+        handle = handles.pop(key, None) or rasterio.open(path, **options)
+        handles[key] = handle
+        return handle
+
+    handle = access(path, take)
+    if len(handles) > _HANDLES:
+        handles.popitem(last=False)  # closes itself when nobody reads from it any more
+    return handle
+
+
+def access(path: str, read: Callable[[], T], where: str = "") -> T:
+    """What `read` gives; all use of a file goes through here.
+
+    Behind a network one thread at a time reads a file, with GDAL's settings for it where the user has not set them,
+    and where that fails again with the file opened anew: `read` calls `open_dataset` itself. Raises SkysenseError
+    naming the file and `where` in it.
+    """
+    try:
+        return _remotely(path, read) if is_remote(path) else read()
+    except RasterioError as error:
+        raise _explained(path, where, error) from None
+
+
+def _remotely(path: str, read: Callable[[], T]) -> T:
+    with _turns[path], rasterio.Env(**{key: value for key, value in _REMOTE.items() if key not in os.environ}):
+        for attempt in range(1, ATTEMPTS):
             try:
-                handles[key] = rasterio.open(path, **options)
+                return read()
             except RasterioError as error:
-                raise SkysenseError(f"{path}: {_reason(error)}") from None
-        if len(handles) > _HANDLES:
-            handles.popitem(last=False)[1].close()
-    handles.move_to_end(key)
-    return handles[key]
+                if _status(error) in REFUSALS:
+                    raise
+                logger.warning("%s: %s; trying again", path, error.__cause__ or error)
+                _close(path)
+                time.sleep(attempt)
+        return read()
 
 
-@contextlib.contextmanager
-def remote_options(path: str) -> Iterator[None]:
-    """GDAL's settings for files behind a network, where the user has not set them: retry, and list no folders."""
-    if not is_remote(path):
-        yield
-        return
-    with rasterio.Env(**{key: value for key, value in _REMOTE.items() if key not in os.environ}):
-        yield
+def _close(path: str) -> None:
+    handles: OrderedDict[tuple[str, Stamp, int | None], DatasetReader] = getattr(_shared, "handles", OrderedDict())
+    for key in [key for key in handles if key[0] == path]:
+        handles.pop(key).close()
 
 
-def _reason(error: Exception) -> str:
-    text = str(error.__cause__ or error)
+REFUSALS = {
+    "401": ("asks who you are", "Tell GDAL, for example with GDAL_HTTP_USERPWD or GDAL_HTTP_HEADERS."),
+    "403": ("refuses to give it", "Tell GDAL who you are, for example with GDAL_HTTP_HEADERS or AWS_PROFILE."),
+    "404": ("has no such file", "Check the address."),
+    "410": ("has no such file any more", "Check the address."),
+}
+"""Answers of a server that stay the same however often it is asked."""
+
+
+def _status(error: Exception) -> str | None:
+    found = re.search(r"HTTP response code: (\d+)", f"{error} {error.__cause__}")
+    return found[1] if found else None
+
+
+def _explained(path: str, where: str, error: Exception) -> SkysenseError:
+    status = _status(error)
+    if status in REFUSALS:
+        answer, fix = REFUSALS[status]
+        return SkysenseError(f"{path}: the server {answer} (HTTP {status})", fix=fix)
     if "not recognized as being in a supported file format" in str(error):
-        return "not a raster that GDAL can read"
-    return f"cannot be read: {text}"
+        hint = "Check address and connection: no answer that makes sense came." if is_remote(path) else None
+        return SkysenseError(f"{path}: not a raster that GDAL can read", fix=hint)
+    again = "The file is damaged there or was cut off: copy or download it again." if where else None
+    again = "Check the connection and run it again." if is_remote(path) else again
+    return SkysenseError(f"{path}: {where}cannot be read: {error.__cause__ or error}", fix=again)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -127,20 +191,18 @@ class FileLayer:
         """
         window = Window.from_slices(rows, cols)
         indexes = [*self.indexes, *([self.alpha[0]] if self.alpha else [])]
-        dataset = self._open(level)
-        try:
-            with remote_options(self.path):
-                if len(set(dataset.dtypes)) == 1:
-                    stored = dataset.read(indexes, window=window, out_shape=shape and (len(indexes), *shape))
-                else:  # rasterio reads bands of several types one by one only
-                    planes = [dataset.read(index, window=window, out_shape=shape) for index in indexes]
-                    stored = np.stack(planes, dtype=self.stored)
-                mask = dataset.read_masks(1, window=window, out_shape=shape) if self.masked else None
-        except (RasterioIOError, RasterioError) as error:
-            raise SkysenseError(
-                f"{self.path}: rows {rows.start} to {rows.stop}, columns {cols.start} to {cols.stop} {_reason(error)}",
-                fix="The file is damaged there or was cut off: copy or download it again.",
-            ) from None
+
+        def read() -> tuple[Num[np.ndarray, "c h w"], UInt8[np.ndarray, "h w"] | None]:
+            dataset = self._open(level)
+            if len(set(dataset.dtypes)) == 1:
+                stored = dataset.read(indexes, window=window, out_shape=shape and (len(indexes), *shape))
+            else:  # rasterio reads bands of several types one by one only
+                planes = [dataset.read(index, window=window, out_shape=shape) for index in indexes]
+                stored = np.stack(planes, dtype=self.stored)
+            return stored, dataset.read_masks(1, window=window, out_shape=shape) if self.masked else None
+
+        where = f"rows {rows.start} to {rows.stop}, columns {cols.start} to {cols.stop} "
+        stored, mask = access(self.path, read, where)
         bands = stored[: len(self.indexes)]
         valid = masks.measured(bands, self.nodata)
         if mask is not None:

@@ -19,10 +19,8 @@ def is_cube(path: str) -> bool:
 
 
 def is_remote(path: str) -> bool:
-    """Whether reading it goes over a network."""
-    return "://" in path or path.startswith(
-        ("/vsicurl", "/vsis3", "/vsigs", "/vsiaz", "/vsiadls", "/vsioss", "/vsihdfs")
-    )
+    """Whether reading it goes over a network, also within an archive there (/vsizip//vsicurl/...)."""
+    return bool(re.search(r"://|/vsi(curl|s3|gs|az|adls|oss|swift|hdfs|webhdfs)(_streaming)?/", path))
 
 
 def is_plain(path: str) -> bool:

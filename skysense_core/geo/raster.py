@@ -129,7 +129,9 @@ def open_stack(
     complementary bands of any pixel sizes; files without a date are one undated image.
     Raises SkysenseError or UsageError, with the fix, for everything that cannot be read as asked.
     """
-    return _assemble(expand(paths), bands, unit, options or ReadOptions(), georeferenced=True)
+    options = options or ReadOptions()
+    products = [_open(path, options, colours=bands is not None, georeferenced=True) for path in expand(paths)]
+    return assemble(products, bands, unit, options)
 
 
 def read_picture(
@@ -143,21 +145,18 @@ def read_picture(
 
     Otherwise as `open_stack`; t is 1.
     """
-    stack = _assemble(expand(path), bands, unit, options or ReadOptions(), georeferenced=False)
+    options = options or ReadOptions()
+    products = [_open(file, options, colours=bands is not None, georeferenced=False) for file in expand(path)]
+    stack = assemble(products, bands, unit, options)
     raster = stack.read(stack.geobox)
     return raster if stack.geobox.crs is not None else replace(raster, geobox=None)
 
 
-def _assemble(
-    paths: tuple[str, ...],
-    wanted: Sequence[tuple[str, ...]] | None,
-    unit: str | None,
-    options: ReadOptions,
-    *,
-    georeferenced: bool,
+def assemble(
+    products: Sequence[Product], wanted: Sequence[tuple[str, ...]] | None, unit: str | None, options: ReadOptions
 ) -> Stack:
+    """What `open_stack` does, for inputs that are open."""
     conversion, offset, unit_notes = units.conversion(unit, options)
-    products = [_open(path, options, colours=wanted is not None, georeferenced=georeferenced) for path in paths]
     days, date_notes = dates.assign([(p.path, p.days, p.written) for p in products], options.dates)
     wanted = series.all_bands(products) if wanted is None else wanted
     moments, left_out = series.arrange(products, days, wanted)

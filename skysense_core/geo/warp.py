@@ -5,6 +5,7 @@ A pixel does not depend on the window that it is read in: kernel and overview ar
 """
 
 import math
+from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -68,6 +69,21 @@ def read_onto(layer: Layer, target: GeoBox, resampling: str) -> tuple[Pixels, Va
     return _resample(layer, target, resampling)
 
 
+def reach(layer: Layer, target: GeoBox) -> tuple[slice, slice] | None:
+    """Rows and columns of a layer without overviews that bilinear reads of the target, or of any part of it, may take
+    pixels from; None where it lies elsewhere."""
+    lattice = grid.aligned(layer.geobox, target)
+    if lattice is None:
+        window = _kernel(layer, target, "bilinear").window(target)
+    else:
+        row, col, down, right = lattice
+        window = (
+            _overlap(row, target.shape[0], down, layer.geobox.shape[0])[0],
+            _overlap(col, target.shape[1], right, layer.geobox.shape[1])[0],
+        )
+    return window if window and all(span.stop > span.start for span in window) else None
+
+
 def _copy(layer: Layer, target: GeoBox, row: int, col: int, down: int, right: int) -> tuple[Pixels, Valid] | None:
     height, width = target.shape
     rows, to_rows = _overlap(row, height, down, layer.geobox.shape[0])
@@ -92,7 +108,40 @@ def _overlap(first: int, count: int, step: int, size: int) -> tuple[slice, slice
     return slice(low, high), slice(place, place + high - low)
 
 
-def _resample(layer: Layer, target: GeoBox, resampling: str) -> tuple[Pixels, Valid] | None:
+@dataclass(frozen=True, slots=True)
+class _Kernel:
+    """How a layer becomes pixels of another lattice, whatever the window."""
+
+    resampling: str
+    level: int | None
+    """Number of the overview that is read."""
+    source: GeoBox
+    """The grid that is read."""
+    size: tuple[float, float]
+    """Source rows and columns per target pixel."""
+    blocks: tuple[int, int]
+    """Rows and columns of source pixels that may be averaged before."""
+
+    def window(self, target: GeoBox) -> tuple[slice, slice] | None:
+        """The source pixels needed, from a multiple of the blocks on: blocks are the same in every window."""
+        bounds = grid.pixel_bounds(self.source, target)
+        if bounds is None:
+            return None
+        slices = []
+        for axis in (1, 0):
+            total, step, block = self.source.shape[1 - axis], self.size[1 - axis], self.blocks[1 - axis]
+            low, high = bounds[axis], bounds[axis + 2]
+            # Between the sampled points a border may bulge by a small part of the whole; kernels reach further.
+            margin = 2 + step + block + 0.02 * (high - low) * (self.source.crs != target.crs)
+            first, last = max(0, math.floor((low - margin) / block) * block), min(total, math.ceil(high + margin))
+            last = min(total, -(-last // block) * block)
+            if last <= first:
+                return None
+            slices.append(slice(first, last))
+        return slices[0], slices[1]
+
+
+def _kernel(layer: Layer, target: GeoBox, resampling: str) -> _Kernel:
     along, across = grid.source_step(layer.geobox, target)
     if resampling == "bilinear" and max(along, across) > SHRINK:
         resampling = "average"
@@ -101,20 +150,26 @@ def _resample(layer: Layer, target: GeoBox, resampling: str) -> tuple[Pixels, Va
     ratio = source.shape[0] / layer.geobox.shape[0], source.shape[1] / layer.geobox.shape[1]
     size = along * ratio[0], across * ratio[1]
     blocks = (max(1, round(size[0])), max(1, round(size[1]))) if resampling == "average" else (1, 1)
-    window = _window(source, target, size, blocks)
+    return _Kernel(resampling, level, source, size, blocks)
+
+
+def _resample(layer: Layer, target: GeoBox, resampling: str) -> tuple[Pixels, Valid] | None:
+    kernel = _kernel(layer, target, resampling)
+    source, blocks = kernel.source, kernel.blocks
+    window = kernel.window(target)
     if window is None:
         return None
     rows, cols = window
     height, width = target.shape
     if (rows.stop - rows.start) * (cols.stop - cols.start) * len(layer.bands) > MOST_VALUES and height * width > 1:
         return _in_halves(layer, target, resampling)
-    pixels, valid = layer.read(rows, cols, level=level)
+    pixels, valid = layer.read(rows, cols, level=kernel.level)
     row, col = resample.positions(source, target)
     row, col = row - rows.start, col - cols.start
-    if resampling == "nearest":
+    if kernel.resampling == "nearest":
         return resample.nearest(pixels, valid, row, col)
-    if resampling == "average" and resample.parallel(source, target):
-        return resample.average(pixels, valid, row, col, size)
+    if kernel.resampling == "average" and resample.parallel(source, target):
+        return resample.average(pixels, valid, row, col, kernel.size)
     if blocks != (1, 1):
         pixels, valid = resample.reduce(pixels, valid, blocks)
     return resample.bilinear(pixels, valid, row / blocks[0], col / blocks[1])
@@ -124,29 +179,6 @@ def _overview(layer: Layer, step: float) -> int | None:
     """The coarsest overview that still has two pixels per target pixel: what it was made by shows little then."""
     fit = [level for level, factor in enumerate(layer.overviews) if factor * 2 <= step]
     return fit[-1] if fit else None
-
-
-def _window(
-    source: GeoBox, target: GeoBox, size: tuple[float, float], blocks: tuple[int, int]
-) -> tuple[slice, slice] | None:
-    """The source pixels needed, from a multiple of the blocks on: blocks are the same in every window."""
-    bounds = grid.pixel_bounds(source, target)
-    if bounds is None:
-        return None
-    slices = []
-    for axis, total, step, block in (
-        (1, source.shape[0], size[0], blocks[0]),
-        (0, source.shape[1], size[1], blocks[1]),
-    ):
-        low, high = bounds[axis], bounds[axis + 2]
-        # Between the sampled points a border may bulge by a small part of the whole; kernels reach a little further.
-        margin = 2 + step + block + 0.02 * (high - low) * (source.crs != target.crs)
-        first, last = max(0, math.floor((low - margin) / block) * block), min(total, math.ceil(high + margin))
-        last = min(total, -(-last // block) * block)
-        if last <= first:
-            return None
-        slices.append(slice(first, last))
-    return slices[0], slices[1]
 
 
 def _in_halves(layer: Layer, target: GeoBox, resampling: str) -> tuple[Pixels, Valid] | None:

@@ -53,6 +53,10 @@ class Window:
     def __str__(self) -> str:
         return f"rows {self.row}-{self.row_stop}, columns {self.col}-{self.col_stop}"
 
+    def shifted(self, rows: int, cols: int) -> "Window":
+        """The same rectangle so many rows further down and columns further right."""
+        return replace(self, row=self.row + rows, col=self.col + cols)
+
     def geobox(self, grid: GeoBox) -> GeoBox:
         """The window as a grid of its own, within or beyond `grid`."""
         a, b, _, d, e, _ = grid.affine[:6]

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import Any, Protocol, runtime_checkable
 
-from jaxtyping import Bool
+from jaxtyping import UInt8
 from torch import Tensor
 
 from skysense_core.geo.windows import Window
@@ -16,8 +16,8 @@ class Merger(Protocol):
     def ready(self, before: Window) -> Iterator[Any]:
         """Parts that are final once the windows before this one have been added; call it before `add`."""
 
-    def add(self, window: Window, scores: Any, valid: Bool[Tensor, "h w"]) -> None:
-        """Take the scores of a window; `valid` is False where the reference modality has no data."""
+    def add(self, window: Window, scores: Any, seen: UInt8[Tensor, "h w"]) -> None:
+        """Take the scores of a window; `seen` counts valid observations, 0 where the reference has no data."""
 
     def finish(self) -> Iterator[Any]:
         """Everything that is left, after the last window."""

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 
 from skysense_core.geo.windows import Lattice, Window
@@ -17,7 +17,13 @@ class Part:
     window: Window
     scores: Float[Tensor, "k n w"]
     """Blended probabilities; 0 where no window came."""
-    valid: Bool[Tensor, "n w"]
+    seen: UInt8[Tensor, "n w"]
+    """Valid observations of each pixel; 0 where the reference modality has no data."""
+
+    @property
+    def valid(self) -> Bool[Tensor, "n w"]:
+        """Where there is anything to say."""
+        return self.seen > 0
 
 
 class RasterMerger:
@@ -33,20 +39,21 @@ class RasterMerger:
         self.top = strip.row
         height = min(lattice.window, strip.height)
         self.scores = torch.zeros(classes, height, strip.width, device=device)
-        self.valid = torch.zeros(height, strip.width, dtype=torch.bool, device=device)
+        self.seen = torch.zeros(height, strip.width, dtype=torch.uint8, device=device)
 
     def ready(self, before: Window) -> Iterator[Part]:
         """Rows above everything that the window `before` and its followers can reach."""
         yield from self._pop(min(self.lattice.inner(before).row, self.strip.row_stop))
 
-    def add(self, window: Window, scores: Float[Tensor, "k h w"], valid: Bool[Tensor, "h w"]) -> None:
+    def add(self, window: Window, scores: Float[Tensor, "k h w"], seen: UInt8[Tensor, "h w"]) -> None:
         """Accumulate a window's probabilities times its weights, inside the strip."""
         part = self.lattice.inner(window) & self.strip
         rows, cols = slice(part.row - window.row, part.row_stop - window.row), _columns(part, window.col)
         here = slice(part.row - self.top, part.row_stop - self.top), _columns(part, self.strip.col)
         wy, wx = (torch.from_numpy(weights).to(scores.device) for weights in self.lattice.weights(window))
         self.scores[:, *here] += scores[:, rows, cols].float() * (wy[rows, None] * wx[cols])
-        self.valid[here] |= valid[rows, cols]
+        # Where other modalities are resampled, overlapping windows may differ by one.
+        self.seen[here] = torch.maximum(self.seen[here], seen[rows, cols])
 
     def finish(self) -> Iterator[Part]:
         """The rows that are left."""
@@ -54,10 +61,10 @@ class RasterMerger:
 
     def _pop(self, stop: int) -> Iterator[Part]:
         while self.top < stop:
-            n = min(stop - self.top, len(self.valid))
+            n = min(stop - self.top, len(self.seen))
             window = Window(row=self.top, col=self.strip.col, height=n, width=self.strip.width)
-            yield Part(window=window, scores=self.scores[:, :n], valid=self.valid[:n])
-            for plane in (*self.scores, self.valid):
+            yield Part(window=window, scores=self.scores[:, :n], seen=self.seen[:n])
+            for plane in (*self.scores, self.seen):
                 kept = plane[n:].clone()
                 plane.zero_()
                 plane[: len(kept)] = kept

@@ -1,4 +1,4 @@
-"""Land cover from several sensors: an UperNet on the fused map (on a lone modality's levels), as the paper does on Dynamic-MM (METHOD 4)."""
+"""Land cover: an UperNet on the fused map of several sensors, or on a lone one's levels (METHOD 4, Dynamic-MM)."""
 
 from dataclasses import dataclass
 from typing import Literal

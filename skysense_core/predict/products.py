@@ -1,0 +1,101 @@
+"""What a prediction writes: each product is one raster, made from the merged scores of finished rows."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Literal, TypeAlias
+
+import numpy as np
+import torch
+from geopandas import GeoDataFrame
+from jaxtyping import Float, UInt8
+from odc.geo.geobox import GeoBox
+from torch import Tensor
+
+from skysense_core.geo import vector
+from skysense_core.geo.cog import Product
+from skysense_core.merge.raster import Part
+from skysense_core.tasks import Task
+from skysense_core.types import IGNORE
+
+LEVELS = 254
+"""Steps in which a probability is stored in a byte: probability = number / 254; 255 is nodata."""
+
+Measure: TypeAlias = Literal["max", "margin", "entropy"]
+Arrays: TypeAlias = dict[str, UInt8[np.ndarray, "_ n w"]]
+"""By product: its bands of some rows."""
+
+CONFIDENCE: dict[Measure, str] = {
+    "max": "the highest probability",
+    "margin": "the highest probability less the second highest",
+    "entropy": "1 less the entropy of the probabilities, over its greatest value",
+}
+
+
+def products_of(
+    task: Task,
+    *,
+    confidence: Measure | None,
+    probabilities: bool,
+    observations: bool,
+    tags: Mapping[str, str],
+) -> dict[str, Product]:
+    """The rasters that are wanted, by name; the class map is always one."""
+    output = task.output
+    found = {
+        "classes": Product(
+            kind="classes",
+            bands=("class",),
+            nodata=float(IGNORE),
+            classes=output.classes,
+            colours=output.colours,
+            tags=tags,
+        )
+    }
+    values = Product(kind="continuous", bands=(), tags=tags)
+    if confidence is not None:
+        said = {**tags, "CONFIDENCE": CONFIDENCE[confidence]}
+        found["confidence"] = replace(values, bands=("confidence",), scale=1 / LEVELS, tags=said)
+    if probabilities:
+        names = tuple(f"probability of {name}" for name in output.classes)
+        found["probabilities"] = replace(values, bands=names, scale=1 / LEVELS)
+    if observations:
+        found["observations"] = replace(values, bands=("valid observations",))
+    return found
+
+
+def encoder(
+    task: Task, names: Mapping[str, Product], confidence: Measure | None, grid: GeoBox, area: GeoDataFrame | None
+) -> Callable[[Part], Arrays]:
+    """What turns finished rows into the bytes of every product; `grid` is the scene's, outside `area` is nodata."""
+
+    def encode(part: Part) -> Arrays:
+        valid, made = part.valid, {"classes": task.decode(part.scores, part.valid)[None]}
+        if confidence is not None:
+            made["confidence"] = _bytes(measure_confidence(part.scores, confidence)[None], valid)
+        if "probabilities" in names:
+            made["probabilities"] = _bytes(part.scores, valid)
+        if "observations" in names:
+            made["observations"] = part.seen.masked_fill(~valid, IGNORE).cpu().numpy()[None]
+        if area is not None:
+            outside = vector.rasterize(area, np.zeros(len(area), int), part.window.geobox(grid), fill=1) == 1
+            for rows in made.values():
+                rows[:, outside] = IGNORE
+        return made
+
+    return encode
+
+
+def measure_confidence(scores: Float[Tensor, "k n w"], measure: Measure) -> Float[Tensor, "n w"]:
+    """How sure probabilities are, from 0 to 1; see `CONFIDENCE`."""
+    if measure == "max":
+        return scores.amax(dim=0)
+    if measure == "margin":
+        first, second = scores.topk(2, dim=0).values
+        return first - second
+    entropy = -torch.special.xlogy(scores, scores).sum(dim=0)
+    return 1 - entropy / torch.log(torch.tensor(float(len(scores)), device=scores.device))
+
+
+def _bytes(scores: Float[Tensor, "c n w"], valid: Tensor) -> UInt8[np.ndarray, "c n w"]:
+    steps = (scores * LEVELS).round().clamp(0, LEVELS).to(torch.uint8)
+    return steps.masked_fill(~valid, IGNORE).cpu().numpy()
