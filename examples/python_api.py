@@ -12,7 +12,7 @@ from pathlib import Path
 
 import rioxarray
 
-from skysense_core.arrays import predict_array
+from skysense_core.predict.arrays import predict_array
 
 scene, maps, model = sys.argv[1], Path(sys.argv[2]), (*sys.argv[3:], "buildings-hr")[0]
 maps.mkdir(exist_ok=True)

@@ -322,7 +322,8 @@ def _print(result: "PredictResult") -> None:
         (one.name, f"{one.square_metres / 1e4:,.1f}", console.percent(one.share))
         for one in sorted(result.classes, key=lambda one: -one.square_metres)
     ]
-    console.print_table("Map", ("class", "hectares", "share"), rows)
+    if rows:
+        console.print_table("Map", ("class", "hectares", "share"), rows)
     skipped = f", {result.skipped} empty ones skipped" if result.skipped else ""
     reused = f", {result.reused} reused" if result.reused else ""
     console.print_facts(

@@ -17,6 +17,8 @@ log = logging.getLogger(__name__)
 LOCAL = "local"
 RETRIES = 3
 """Times that a piece which fails is tried again; one that kills its worker so often is given up as well."""
+WAIT = 30
+"""Seconds to wait for a scheduler and its first worker."""
 PIECES = 4
 """Pieces per worker: enough that the last ones end together, few enough that little is computed twice."""
 
@@ -44,14 +46,17 @@ def on_cluster(
             client = context.enter_context(Client(cluster))
         else:
             try:
-                client = context.enter_context(Client(address, timeout=10))
+                client = context.enter_context(Client(address, timeout=WAIT))
             except (OSError, ValueError) as error:
                 raise UsageError(
                     f"--cluster {address}: no scheduler answers: {error}", fix="For example tcp://host:8786, or local"
                 ) from None
+        try:
+            client.wait_for_workers(1, timeout=WAIT)
+        except TimeoutError:
+            fix = f"Start some: dask worker {address} --nthreads 1"
+            raise SkysenseError(f"--cluster {address}: no worker has come within {WAIT} s", fix=fix) from None
         known = len(client.scheduler_info(n_workers=-1)["workers"])
-        if not known:
-            raise SkysenseError(f"--cluster {address}: the scheduler has no workers", fix="Start some: dask worker")
         log.info("%d workers; dashboard: %s", known, client.dashboard_link)
         pieces = divide(PIECES * known)
         futures = client.map(work, pieces, retries=RETRIES, pure=False)

@@ -21,7 +21,7 @@ from skysense_core.data.statistics import count_classes, measure_bands
 from skysense_core.errors import SkysenseError, UsageError
 from skysense_core.metrics import headline
 from skysense_core.modalities import CELL, Modality
-from skysense_core.model.presets import ModelSpec
+from skysense_core.model.presets import ModelSpec, preset
 from skysense_core.model.skysense import SkySense
 from skysense_core.optim import OptimConfig
 from skysense_core.runs import CONFIG, METRICS, check_folder, clear_folder
@@ -116,6 +116,8 @@ def finetune(given: FinetuneConfig) -> RunResult:
     check_folder(given.out, resume=given.resume, overwrite=given.overwrite)
     device = runtime.choose_device(given.device)
     start = None if given.init is None else load_description(given.init)
+    if "preset" in given.model:
+        preset(given.model["preset"])  # refused before the data are read
     source_name, source = sources.from_table(given.data)
     wanted = _modalities(given, source, start)
     train = label_fraction(source.open("train", wanted), given.label_fraction, seed=given.train.seed)

@@ -234,12 +234,12 @@ def write_behind(items: Iterable[T], write: Callable[[T], None], depth: int = 2)
 class Meter:
     """Counts windows and shows them as they pass: windows/s, megapixels/s, and how long the model waited for data."""
 
-    def __init__(self, windows: int, pixels: int) -> None:
+    def __init__(self, windows: int, pixels: int, *, shown: bool = True) -> None:
         self.windows = 0
         self.skipped = 0
         self.waited = 0.0
         self._megapixels = pixels / max(windows, 1) / 1e6
-        self._bar = tqdm(total=windows, unit="window", disable=None, smoothing=0.05)
+        self._bar = tqdm(total=windows, unit="window", disable=None if shown else True, smoothing=0.05)
 
     def passed(self, *, skipped: bool, waited: float) -> None:
         """One more window has been read."""

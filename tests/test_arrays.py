@@ -18,15 +18,15 @@ from jaxtyping import Float
 from odc.geo.geobox import GeoBox
 from torch import Tensor, nn
 
-from skysense_core import arrays, modalities
-from skysense_core.arrays import predict_array
+from skysense_core import modalities
 from skysense_core.checkpoint import LoadedModel
 from skysense_core.data.batch import Batch
 from skysense_core.errors import SkysenseError, UsageError
 from skysense_core.geo.array import open_array
 from skysense_core.geo.raster import ReadOptions, open_stack
 from skysense_core.modalities import Modality
-from skysense_core.predict import PredictConfig, predict
+from skysense_core.predict import PredictConfig, arrays, predict
+from skysense_core.predict.arrays import predict_array
 from skysense_core.tasks.segmentation import Segmentation
 
 K = 5

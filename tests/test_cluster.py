@@ -22,7 +22,8 @@ def halves(count: int) -> list[int]:
 
 
 @pytest.mark.slow
-def test_nobody_at_the_address_is_a_clear_message():
+def test_nobody_at_the_address_is_a_clear_message(monkeypatch):
+    monkeypatch.setattr("skysense_core.cluster.WAIT", 3)
     with pytest.raises(UsageError, match=r"--cluster tcp://127.0.0.1:1: no scheduler answers"):
         list(on_cluster("tcp://127.0.0.1:1", halves, double))
 

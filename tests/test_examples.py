@@ -70,6 +70,34 @@ def test_a_scene_in_regions_is_the_whole(tmp_path: Path, write_raster: Callable[
     assert [path.stat().st_mtime_ns for path in parts] == made
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("form", ["slurm", "dask"])
+def test_a_scene_on_many_machines_is_the_whole(
+    tmp_path: Path, write_raster: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, form: str
+) -> None:
+    """Slurm is played by its variables and an `srun` that runs the command; Dask is real, on loopback."""
+    grid = GeoBox.from_bbox((390000, 5819100, 390110, 5820000), "EPSG:32633", resolution=0.2)
+    blocks = np.random.default_rng(0).integers(30, 220, (3, 225, 28)).repeat(20, 1).repeat(20, 2)[:, :, :550]
+    write_raster(tmp_path / "scene.tif", blocks.astype(np.uint8), grid, photometric="RGB")
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    call(tmp_path, "skysense", "predict", "scene.tif", "--out", "whole.tif")
+    words = ("buildings-hr", "scene.tif", "map.tif")
+    if form == "dask":
+        call(tmp_path, EXAMPLES / "dask_cluster.sh", *words)
+    else:
+        (tmp_path / "srun").write_text('#!/bin/sh\nexec "$@"\n')
+        (tmp_path / "srun").chmod(0o755)
+        monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+        monkeypatch.setenv("SLURM_ARRAY_TASK_MIN", "0")
+        monkeypatch.setenv("SLURM_ARRAY_TASK_COUNT", "3")
+        for task in (2, 0, 1):
+            assert not (tmp_path / "map.tif").exists()
+            monkeypatch.setenv("SLURM_ARRAY_TASK_ID", str(task))
+            call(tmp_path, EXAMPLES / "slurm_array.sh", *words)
+    assert (tmp_path / "map.tif").read_bytes() == (tmp_path / "whole.tif").read_bytes()
+
+
 def call(folder: Path, *words: object) -> subprocess.CompletedProcess[str]:
     """Run a command in a folder, with the skysense of this environment."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"

@@ -100,20 +100,21 @@ def access(path: str, read: Callable[[], T], where: str = "") -> T:
 
 def _remotely(path: str, read: Callable[[], T]) -> T:
     with _turns[path], rasterio.Env(**{key: value for key, value in _REMOTE.items() if key not in os.environ}):
-        for attempt in range(1, ATTEMPTS):
+        attempt = 1
+        while True:
             try:
                 return read()
             except RasterioError as error:
-                if _status(error) in REFUSALS:
+                _close(path)
+                if attempt == ATTEMPTS or _status(error) in REFUSALS:
                     raise
                 logger.warning("%s: %s; trying again", path, error.__cause__ or error)
-                _close(path)
                 time.sleep(attempt)
-        return read()
+                attempt += 1
 
 
 def _close(path: str) -> None:
-    handles: OrderedDict[tuple[str, Stamp, int | None], DatasetReader] = getattr(_shared, "handles", OrderedDict())
+    handles = getattr(_shared, "handles", {})
     for key in [key for key in handles if key[0] == path]:
         handles.pop(key).close()
 
@@ -138,8 +139,10 @@ def _explained(path: str, where: str, error: Exception) -> SkysenseError:
         answer, fix = REFUSALS[status]
         return SkysenseError(f"{path}: the server {answer} (HTTP {status})", fix=fix)
     if "not recognized as being in a supported file format" in str(error):
-        hint = "Check address and connection: no answer that makes sense came." if is_remote(path) else None
-        return SkysenseError(f"{path}: not a raster that GDAL can read", fix=hint)
+        if is_remote(path):
+            message = f"{path}: no raster that GDAL can read came from there"
+            return SkysenseError(message, fix="Check the address and the connection.")
+        return SkysenseError(f"{path}: not a raster that GDAL can read")
     again = "The file is damaged there or was cut off: copy or download it again." if where else None
     again = "Check the connection and run it again." if is_remote(path) else again
     return SkysenseError(f"{path}: {where}cannot be read: {error.__cause__ or error}", fix=again)

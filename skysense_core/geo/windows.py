@@ -123,10 +123,11 @@ class Lattice:
 
     def windows(self, select: Window | None = None) -> list[Window]:
         """Every window, row by row; with `select` those that count at one of its pixels."""
-        windows = [
-            Window(row=row, col=col, height=self.window, width=self.window) for row in self.rows for col in self.cols
-        ]
-        return windows if select is None else [window for window in windows if not (self.inner(window) & select).empty]
+        height, width = self.shape
+        select = select or Window(row=0, col=0, height=height, width=width)
+        rows = self._counting(self.rows, height, select.row, select.row_stop)
+        cols = self._counting(self.cols, width, select.col, select.col_stop)
+        return [Window(row=row, col=col, height=self.window, width=self.window) for row in rows for col in cols]
 
     def inner(self, window: Window) -> Window:
         """The part of the scene where the window counts."""
@@ -140,6 +141,10 @@ class Lattice:
         The products of all windows sum to one at every pixel of the scene, so nothing needs to be divided at the end.
         """
         return self._taper(window.row, self.rows), self._taper(window.col, self.cols)
+
+    def _counting(self, starts: tuple[int, ...], size: int, first: int, stop: int) -> list[int]:
+        reaches = ((start, *self._reach(start, starts, size)) for start in starts)
+        return [start for start, begin, end in reaches if max(begin, first) < min(end, stop)]
 
     def _reach(self, start: int, starts: tuple[int, ...], size: int) -> tuple[int, int]:
         begin = 0 if start == starts[0] else start + self.trim

@@ -145,7 +145,7 @@ class Shards:
         """
         store, old = cls(out, plan), stored_plan(out)
         if old is not None and old.digest != plan.digest:
-            if not overwrite:
+            if Shards(out, old).finished() and not overwrite:
                 raise UsageError(
                     f"{store.folder} holds finished parts of another prediction: {old.differences(plan)}",
                     fix="Repeat the command that made them to go on, or start anew with --overwrite.",
