@@ -51,7 +51,8 @@ class RasterMerger:
         rows, cols = slice(part.row - window.row, part.row_stop - window.row), _columns(part, window.col)
         here = slice(part.row - self.top, part.row_stop - self.top), _columns(part, self.strip.col)
         wy, wx = (torch.from_numpy(weights).to(scores.device) for weights in self.lattice.weights(window))
-        self.scores[:, *here] += scores[:, rows, cols].float() * (wy[rows, None] * wx[cols])
+        # In place: a product of the window's size would cost as much memory again, and more time.
+        self.scores[:, *here].addcmul_(scores[:, rows, cols], wy[rows, None] * wx[cols])
         # Where other modalities are resampled, overlapping windows may differ by one.
         self.seen[here] = torch.maximum(self.seen[here], seen[rows, cols])
 
