@@ -157,6 +157,17 @@ def test_the_parts_of_a_job_array_make_the_same_map_and_the_last_one_joins(tmp_p
     assert files(out) == whole
 
 
+def test_one_process_joins_at_a_time_and_a_dead_one_is_told_of(tmp_path, folder, whole):
+    out = tmp_path / "map.tif"
+    predict(settings(folder, out, array=(1, 2)))
+    (folder_of(out) / "joining").mkdir()
+    result = predict(settings(folder, out, array=(2, 2)))
+    assert result.paths == ()
+    assert result.notes[-1].endswith(f"skysense mosaic --finish {out}")
+    finish(out, {})
+    assert files(out) == whole
+
+
 def test_shards_that_nobody_joined_are_joined_by_themselves(tmp_path, folder, whole, monkeypatch):
     out = tmp_path / "map.tif"
     with monkeypatch.context() as patch:

@@ -97,8 +97,11 @@ def run(job: Job) -> PredictResult:
     notes = list(job.notes)
     if reused:
         notes.append(f"{reused} of {len(store.shards)} shards were finished before and are reused")
-    if not joined:
-        notes.append(f"{len(store.missing())} of {len(store.shards)} shards are left to other processes")
+    left = len(store.missing())
+    if left:
+        notes.append(f"{left} of {len(store.shards)} shards are left to other processes")
+    elif not joined:
+        notes.append(f"another process joins the shards; should it have died: skysense mosaic --finish {given.out}")
     return PredictResult(
         paths=tuple(outs.values()) if joined else (),
         model=job.model.name,
