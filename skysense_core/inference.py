@@ -219,12 +219,21 @@ def strips_of(region: Window, width: int) -> list[Window]:
 def write_behind(items: Iterable[T], write: Callable[[T], None], depth: int = 2) -> None:
     """Write items in order on a thread of its own while the next ones are being made; at most `depth` wait.
 
-    The first error of either side ends both.
+    The first error of either side ends both: nothing is written after an item that could not be.
     """
+    broken = False
+
+    def unless_broken(item: T) -> None:
+        nonlocal broken
+        if not broken:
+            broken = True
+            write(item)
+            broken = False
+
     with ThreadPoolExecutor(1, thread_name_prefix="writer") as pool:
         pending: deque[Future[None]] = deque()
         for item in items:
-            pending.append(pool.submit(write, item))
+            pending.append(pool.submit(unless_broken, item))
             if len(pending) > depth:
                 pending.popleft().result()
         for future in pending:

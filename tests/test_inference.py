@@ -1,6 +1,7 @@
 """The engine: tiled against whole-image prediction, and nothing but speed depends on batches, strips and threads."""
 
 import itertools
+import time
 from collections.abc import Callable
 
 import numpy as np
@@ -202,6 +203,21 @@ def test_writing_behind_keeps_the_order_and_surfaces_errors():
     with pytest.raises(SkysenseError, match="disk full"):
         write_behind(items(), fail)
     assert len(made) < 12
+
+
+def test_nothing_is_written_after_what_could_not_be():
+    """The next items wait already when one fails; written, they would hide the hole."""
+    written: list[int] = []
+
+    def fail(item: int) -> None:
+        time.sleep(0.01)
+        if item == 3:
+            raise SkysenseError("disk full")
+        written.append(item)
+
+    with pytest.raises(SkysenseError, match="disk full"):
+        write_behind(range(9), fail)
+    assert written == [0, 1, 2]
 
 
 @pytest.mark.parametrize(

@@ -357,6 +357,24 @@ print(result.reused)
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("limit", [20_000, 60_000, 90_000, 120_000])
+def test_a_full_disk_leaves_no_shard_that_is_not_whole(tmp_path, folder, whole, limit):
+    """A limit on the size of every file strikes in the middle of shards, at their ends or in the joined map."""
+    out = tmp_path / "map.tif"
+    limited = f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))\n{CHILD}"
+    one = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+    words = [sys.executable, "-c", limited, str(folder), str(out)]
+    ended = subprocess.run(words, capture_output=True, text=True, env=one)
+    if ended.returncode:
+        assert "SkysenseError" in ended.stderr
+        assert not out.exists()
+    else:
+        assert max(map(len, whole.values())) <= limit
+    predict(settings(folder, out, overwrite=True))
+    assert files(out) == whole
+
+
+@pytest.mark.slow
 def test_twenty_kills_at_random_moments_lose_nothing(tmp_path, folder, whole):
     out, chance = tmp_path / "map.tif", random.Random(7)
     one = {**os.environ, "OMP_NUM_THREADS": "1"}

@@ -102,13 +102,15 @@ class RowWriter:
     def __enter__(self) -> "RowWriter":
         return self
 
-    def __exit__(self, *error: object) -> None:
-        self.close()
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
+        self.close(whole=kind is None)
 
-    def close(self) -> None:
-        """Complete the file."""
+    def close(self, *, whole: bool = True) -> None:
+        """Complete the file. Raises SkysenseError where not all of it is on the disk, if it is to be `whole`."""
         with _explained(self.path):
             self._dataset.close()
+        if whole:
+            _check(self.path)
 
 
 def warp(source: Path, grid: GeoBox, product: Product) -> Path:

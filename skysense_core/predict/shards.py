@@ -231,6 +231,7 @@ class ShardWriter:
         self.left = list(run)
         self.grid = grid_of(store.plan.grid)
         self.products = {name: store.plan.product(name) for name in store.plan.products}
+        self._row = run[0].window.row
         self._draft: Path | None = None
         self._writers: dict[str, RowWriter] = {}
 
@@ -245,13 +246,14 @@ class ShardWriter:
             shard = self.left[0]
             if self._draft is None:
                 self._begin(shard)
+            assert row == self._row, f"rows {self._row}-{row} were never given"
             stop = min(window.row_stop, shard.window.row_stop)
             place = Window(row=row - shard.window.row, col=0, height=stop - row, width=window.width)
             for name, rows in arrays.items():
                 self._writers[name].write(place, rows[:, row - window.row : stop - window.row])
             if stop == shard.window.row_stop:
                 self._finish(shard)
-            row = stop
+            row = self._row = stop
 
     def _begin(self, shard: Shard) -> None:
         try:
@@ -283,7 +285,7 @@ class ShardWriter:
     def __exit__(self, *error: object) -> None:
         for writer in self._writers.values():
             with contextlib.suppress(SkysenseError):  # of a file that is deleted here
-                writer.close()
+                writer.close(whole=False)
         if self._draft is not None:
             shutil.rmtree(self._draft, ignore_errors=True)
 
