@@ -15,13 +15,14 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import nn
 
 from skysense_core import config, modalities, registry
 from skysense_core.cards import card
 from skysense_core.errors import SkysenseError, did_you_mean
 from skysense_core.modalities import Modality
+from skysense_core.model.files import save_file
 from skysense_core.model.skysense import ModelSpec, SkySense
 from skysense_core.tasks import Task
 
@@ -30,7 +31,7 @@ FORMAT = 1
 WEIGHTS, TOML, CARD = "model.safetensors", "model.toml", "README.md"
 PICKLES = {".pth", ".pt", ".ckpt", ".pkl", ".bin", ".pickle"}
 ZOO = Path(__file__).parent / "zoo"
-LAYOUT_FIX = f"A model is a folder with {WEIGHTS} and {TOML}, as skysense finetune writes it."
+LAYOUT_FIX = f"A model is a folder with {WEIGHTS} and {TOML}, as skysense writes it."
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,7 +45,8 @@ class Description:
     digest: str
     """SHA-256 of the weights file."""
     licence: str
-    task_name: str
+    task_name: str | None
+    """None for an encoder without a task, converted or pre-trained."""
     settings: dict[str, Any]
     """The fields of the task."""
     classes: tuple[str, ...]
@@ -73,45 +75,44 @@ class LoadedModel(Description):
 def save_model(
     folder: Path,
     model: nn.Module,
-    task: Task,
+    task: Task | None,
     *,
     name: str,
     training: Mapping[str, Any],
     metrics: Mapping[str, Any],
     licence: str,
+    mapped: bool = False,
 ) -> None:
-    """Write the folder whole or not at all, in place of an older model there.
+    """Write the folder whole or not at all, in place of an older model there; without a task it is a starting point.
+
+    `mapped` is for large weights that still lie in the files they come from; see `save_file`.
 
     Raises SkysenseError where it cannot be written; nothing half-written stays.
     """
     encoder: SkySense = model.encoder  # type: ignore[assignment]
-    folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = folder.with_name(f".{folder.name}.new")
     shutil.rmtree(temporary, ignore_errors=True)  # what a kill may have left
     try:
-        temporary.mkdir()
-        tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in model.state_dict().items()}
-        save_file(tensors, temporary / WEIGHTS)
+        temporary.mkdir(parents=True)
+        save_file(model.state_dict(), temporary / WEIGHTS, mapped=mapped)
         table: dict[str, Any] = {
             "format": FORMAT,
             "name": name,
             "skysense": version("skysense"),
             "digest": _digest(temporary / WEIGHTS),
             "licence": licence,
-            "task": {"name": type(task).__module__.rpartition(".")[2], **config.to_table(task)},
+            **({"task": {"name": type(task).__module__.rpartition(".")[2], **config.to_table(task)}} if task else {}),
             "model": config.to_table(encoder.spec),
             "modalities": {key: config.to_table(modality) for key, modality in encoder.modalities.items()},
             "training": training,
             "metrics": metrics,
         }
         config.write_toml(temporary / TOML, table)
-        # safetensors makes files for their owner only; a model is as readable as the user's other files.
-        (temporary / WEIGHTS).chmod((temporary / TOML).stat().st_mode)
         text = card(
             name=name,
-            task=table["task"]["name"],
+            task=table["task"]["name"] if task else None,
             version=table["skysense"],
-            classes=task.classes,
+            classes=task.classes if task else (),
             modalities=encoder.modalities,
             training=training,
             metrics=metrics,
@@ -119,7 +120,7 @@ def save_model(
         )
         (temporary / CARD).write_text(text, encoding="utf-8")
         _replace(temporary, folder)
-    except (OSError, SafetensorError) as error:
+    except OSError as error:
         raise SkysenseError(f"{folder}: the model could not be written: {error}", fix="Make room there.") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -155,7 +156,7 @@ def find_model(path: Path) -> Path:
     if path.suffix.lower() in PICKLES:
         raise SkysenseError(
             f"{path}: a pickle is never read, because reading it can run any code in it",
-            fix=f"Convert it to safetensors first. {LAYOUT_FIX}",
+            fix=f"Convert it first: skysense convert {path} --out {path.with_suffix('')}. {LAYOUT_FIX}",
         )
     for folder in (path, path / "best", path / "last"):
         if (folder / TOML).is_file():
@@ -191,7 +192,7 @@ def load_description(path: Path) -> Description:
 
 
 def _description(folder: Path, table: Mapping[str, Any]) -> Description:
-    task = dict(table["task"])
+    task = dict(table.get("task", {"name": None, "classes": ()}))
     return Description(
         folder=folder,
         name=table["name"],
@@ -211,10 +212,15 @@ def _description(folder: Path, table: Mapping[str, Any]) -> Description:
 def load_model(path: Path, device: torch.device) -> LoadedModel:
     """A model from a model folder, run folder or packaged name.
 
-    Raises SkysenseError for what `load_description` refuses, an unknown task, weights that are missing, altered or
-    unreadable, and weights that contradict `model.toml`; UsageError where a value in `model.toml` is not allowed.
+    Raises SkysenseError for what `load_description` refuses, no or an unknown task, weights that are missing, altered
+    or unreadable, and weights that contradict `model.toml`; UsageError where a value in `model.toml` is not allowed.
     """
     description = load_description(path)
+    if description.task_name is None:
+        raise SkysenseError(
+            f"{description.folder}: an encoder without a task: it is a start for training and makes no maps",
+            fix=f"Train a model from it: skysense finetune --init {description.folder} --task ... --data ...",
+        )
     tensors = _load_weights(description)
     task = config.build(registry.load("tasks", description.task_name), description.settings, "task")
     encoder = SkySense(config.build(ModelSpec, description.spec, "model"), description.modalities)

@@ -1,10 +1,13 @@
 """The machine: device, precision, seeds, memory and signals. Nothing else in the project asks torch about hardware."""
 
 import contextlib
+import ctypes
+import mmap
 import os
 import re
 import resource
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -14,6 +17,8 @@ import torch
 from skysense_core.errors import Interrupted, UsageError
 
 STATUS, CLEAR_PEAK = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+PAGE_OUT = 21
+"""Linux's MADV_PAGEOUT."""
 
 
 def choose_device(name: str = "auto") -> torch.device:
@@ -105,6 +110,16 @@ def working_memory(device: torch.device, work: Callable[[], object]) -> int:
         CLEAR_PEAK.write_text("5")  # forgets the peak so far
     work()
     return max(_status("VmHWM") - before, 0)
+
+
+def give_back(address: int, size: int) -> None:
+    """Tell Linux that mapped memory is done with for now; what lies in a file is read from there if needed again."""
+    start = -(-address // mmap.PAGESIZE) * mmap.PAGESIZE
+    pages = (address + size - start) // mmap.PAGESIZE
+    if sys.platform == "linux" and pages > 0:
+        advise = ctypes.CDLL(None).madvise
+        advise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+        advise(start, pages * mmap.PAGESIZE, PAGE_OUT)  # a hint: a kernel that does not know it changes nothing
 
 
 def _status(field: str) -> int:

@@ -89,7 +89,7 @@ def test_the_card_says_what_an_analyst_asks(folder: Path) -> None:
 def test_a_model_is_replaced_whole_or_not_at_all(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
 
-    def full(_tensors: object, path: Path) -> None:
+    def full(_tensors: object, path: Path, *, mapped: bool) -> None:
         path.write_bytes(b"half")
         raise OSError(28, "No space left on device")
 

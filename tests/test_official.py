@@ -5,11 +5,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from official_layout import one_file
 from torch import Tensor, nn
 
 from skysense_core import modalities
 from skysense_core.errors import SkysenseError
-from skysense_core.model.official import append_nir, load_official, resize_positions, select_bands, with_part
+from skysense_core.model.adapt import resize_positions
+from skysense_core.model.inputs import select_bands
+from skysense_core.model.official import load_official, with_part
 from skysense_core.model.presets import FusionSpec, ModelSpec, Preset, PrototypeSpec, SwinSpec, VitSpec
 from skysense_core.model.skysense import SkySense
 
@@ -26,59 +29,10 @@ def build(*names: str, **options: object) -> SkySense:
     return SkySense(ModelSpec(custom=SIZES, **options), {name: modalities.load(name) for name in names})
 
 
-def layers(prefix: str, depth: int, width: int) -> dict[str, tuple[int, ...]]:
-    shapes = {}
-    for layer in range(depth):
-        at = f"{prefix}layers.{layer}"
-        for norm in ("ln1", "ln2"):
-            shapes |= {f"{at}.{norm}.weight": (width,), f"{at}.{norm}.bias": (width,)}
-        shapes |= {f"{at}.attn.attn.in_proj_weight": (3 * width, width), f"{at}.attn.attn.in_proj_bias": (3 * width,)}
-        shapes |= {f"{at}.attn.attn.out_proj.weight": (width, width), f"{at}.attn.attn.out_proj.bias": (width,)}
-        shapes |= {f"{at}.ffn.layers.0.0.weight": (4 * width, width), f"{at}.ffn.layers.0.0.bias": (4 * width,)}
-        shapes |= {f"{at}.ffn.layers.1.weight": (width, 4 * width), f"{at}.ffn.layers.1.bias": (width,)}
-    return shapes
-
-
-def vit(prefix: str, bands: int) -> dict[str, tuple[int, ...]]:
-    embedding = {"cls_token": (1, 1, 8), "pos_embed": (1, 5, 8)}
-    embedding |= {"patch_embed.projection.weight": (8, bands, 4, 4), "patch_embed.projection.bias": (8,)}
-    return {f"{prefix}{name}": shape for name, shape in embedding.items()} | layers(prefix, 2, 8)
-
-
-def swin(prefix: str) -> dict[str, tuple[int, ...]]:
-    shapes = {"mask_token": (1, 1, 4), "norm3.weight": (32,), "norm3.bias": (32,)}
-    shapes |= {"patch_embed.projection.weight": (4, 3, 4, 4), "patch_embed.projection.bias": (4,)}
-    shapes |= {"patch_embed.norm.weight": (4,), "patch_embed.norm.bias": (4,)}
-    for stage, (depth, heads) in enumerate(zip(SIZES.swin.depths, SIZES.swin.heads, strict=True)):
-        width = 4 * 2**stage
-        if stage:
-            at = f"stages.{stage}.downsample"
-            shapes |= {f"{at}.reduction.weight": (width, 2 * width)}
-            shapes |= {f"{at}.norm.weight": (width,), f"{at}.norm.bias": (width,)}
-        for block in range(depth):
-            at = f"stages.{stage}.blocks.{block}"
-            for norm in ("norm1", "norm2", "norm3") if block == 5 else ("norm1", "norm2"):
-                shapes |= {f"{at}.{norm}.weight": (width,), f"{at}.{norm}.bias": (width,)}
-            attention = f"{at}.attn.w_msa"
-            shapes |= {f"{attention}.logit_scale": (heads, 1, 1), f"{attention}.qkv.weight": (3 * width, width)}
-            shapes |= {f"{attention}.q_bias": (width,), f"{attention}.v_bias": (width,)}
-            shapes |= {f"{attention}.cpb_mlp.0.weight": (512, 2), f"{attention}.cpb_mlp.0.bias": (512,)}
-            shapes |= {f"{attention}.cpb_mlp.2.weight": (heads, 512), f"{attention}.proj.bias": (width,)}
-            shapes |= {f"{attention}.proj.weight": (width, width)}
-            shapes |= {f"{attention}.relative_coords_table": (1, 15, 15, 2)}
-            shapes |= {f"{at}.ffn.layers.0.0.weight": (4 * width, width), f"{at}.ffn.layers.0.0.bias": (4 * width,)}
-            shapes |= {f"{at}.ffn.layers.1.weight": (width, 4 * width), f"{at}.ffn.layers.1.bias": (width,)}
-    return {f"{prefix}{name}": shape for name, shape in shapes.items()}
-
-
 @pytest.fixture
 def checkpoint() -> dict[str, Tensor]:
     """A one-file checkpoint with the authors' names, filled with random numbers."""
-    shapes = swin("backbone_gep.") | vit("backbone_s2.", 10) | vit("backbone_s1.", 2)
-    for head in ("head_s2", "head_s1"):
-        shapes |= {f"{head}.decoder.0.weight": (32 * 16, 8, 1, 1), f"{head}.decoder.0.bias": (32 * 16,)}
-    shapes |= {"fusion.porj_linear.weight": (8, 32), "fusion.porj_linear.bias": (8,), "fusion.cls_token": (1, 1, 8)}
-    shapes |= layers("fusion.", 1, 8) | {"ctpe": (1, 365, 32)}
+    shapes = one_file(SIZES)
     generator = torch.Generator().manual_seed(0)
     return {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
 
@@ -224,7 +178,7 @@ def test_other_bands_keep_the_response_to_equal_ones() -> None:
     weight = torch.randn(8, 10, 4, 4)
     assert torch.equal(select_bands(weight, (0, 1, 2, 6))[:, 3], weight[:, 6] * 2.5)
     rgb = torch.randn(8, 3, 4, 4)
-    assert torch.equal(append_nir(rgb)[:, 3], rgb[:, 0])
+    assert torch.equal(select_bands(rgb, (0, 1, 2, 0))[:, 3], rgb[:, 0])
     table = torch.randn(1, 17, 8)
     assert torch.equal(resize_positions(table, 4), table)
     assert torch.equal(resize_positions(table, 2)[:, 0], table[:, 0])

@@ -16,7 +16,9 @@ from torch import Tensor, nn
 from skysense_core import modalities
 from skysense_core.data.batch import Series
 from skysense_core.modalities import Modality
-from skysense_core.model.official import append_nir, load_official, resize_positions, select_bands, with_part
+from skysense_core.model.adapt import resize_positions
+from skysense_core.model.inputs import select_bands
+from skysense_core.model.official import load_official, with_part
 from skysense_core.model.presets import FusionSpec, ModelSpec, Preset, SwinSpec, VitSpec, preset
 from skysense_core.model.skysense import SkySense
 
@@ -317,7 +319,7 @@ def test_other_bands_and_tables_equal_the_authors(parity: Path) -> None:
     nir = read_case(parity / "release_layout" / "f1_rgbnir_1x4x256x256.npz")
     tensors = released(parity, "backbone_hr")
     key = "backbone_hr.patch_embed.projection.weight"
-    tensors[key] = append_nir(tensors[key])
+    tensors[key] = select_bands(tensors[key], (0, 1, 2, 0))
     close(tensors[key], nir["patch_weight"], atol=0)
     spec = joint_model(config).spec
     model = SkySense(ModelSpec(custom=spec.custom, fusion=False), {"hr": unit("hr", 4)}).eval()

@@ -12,7 +12,11 @@ class DateTable(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.table = nn.Parameter(torch.zeros(1, DAYS, channels))
+        self.table = nn.Parameter(torch.empty(1, DAYS, channels))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        nn.init.zeros_(self.table)
 
     def forward(self, day_of_year: Int[Tensor, "b t"], dated: Bool[Tensor, "b t"]) -> Float[Tensor, "b t d"]:
         """The vectors of days 1..366, and zeros for images without a date."""

@@ -97,7 +97,7 @@ def run(job: Job) -> PredictResult:
     notes = list(job.notes)
     if reused:
         notes.append(f"{reused} of {len(store.shards)} shards were finished before and are reused")
-    left = len(store.missing())
+    left = 0 if joined else len(store.missing())
     if left:
         notes.append(f"{left} of {len(store.shards)} shards are left to other processes")
     elif not joined:
