@@ -53,6 +53,7 @@ def evaluate(
     rescale: options.Rescale = None,
     s2_offset: options.S2Offset = None,
     s1_unit: options.S1Unit = None,
+    cloud_mask: options.CloudMask = None,
     date: options.Date = None,
     date_pattern: options.DatePattern = None,
     batch_size: options.BatchSize = None,
@@ -85,6 +86,7 @@ def evaluate(
         rescale=rescale,
         s2_offset=s2_offset,
         s1_unit=s1_unit,
+        cloud_mask=cloud_mask,
         date=date,
         date_pattern=date_pattern,
     )

@@ -39,6 +39,7 @@ def finetune(
     rescale: options.Rescale = None,
     s2_offset: options.S2Offset = None,
     s1_unit: options.S1Unit = None,
+    cloud_mask: options.CloudMask = None,
     date: options.Date = None,
     date_pattern: options.DatePattern = None,
     preset: Annotated[
@@ -128,6 +129,7 @@ def finetune(
         rescale=rescale,
         s2_offset=s2_offset,
         s1_unit=s1_unit,
+        cloud_mask=cloud_mask,
         date=date,
         date_pattern=date_pattern,
     )

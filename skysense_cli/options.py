@@ -102,6 +102,16 @@ S1Unit = Annotated[
         "--s1-unit", metavar="linear|dB", help="What Sentinel-1 values are; linear becomes dB.", rich_help_panel=READING
     ),
 ]
+CloudMask = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--cloud-mask",
+        metavar="none|FILE",
+        help="A raster, or a folder of dated ones, whose pixels other than 0 are left out; none keeps the clouds that "
+        "a Sentinel-2 L2A product states. MODALITY=FILE where there are several modalities.",
+        rich_help_panel=READING,
+    ),
+]
 Date = Annotated[
     list[str] | None,
     typer.Option(

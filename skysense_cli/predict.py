@@ -131,6 +131,7 @@ def predict(
     rescale: options.Rescale = None,
     s2_offset: options.S2Offset = None,
     s1_unit: options.S1Unit = None,
+    cloud_mask: options.CloudMask = None,
     date: options.Date = None,
     date_pattern: options.DatePattern = None,
     batch_size: options.BatchSize = None,
@@ -210,6 +211,7 @@ def predict(
         rescale=rescale,
         s2_offset=s2_offset,
         s1_unit=s1_unit,
+        cloud_mask=cloud_mask,
         date=date,
         date_pattern=date_pattern,
     )

@@ -51,6 +51,7 @@ def read(
     rescale: str | None,
     s2_offset: float | None,
     s1_unit: str | None,
+    cloud_mask: Sequence[str] | None,
     date: Sequence[str] | None,
     date_pattern: str | None,
 ) -> Table:
@@ -65,6 +66,8 @@ def read(
     tables: dict[str, Table] = {"": {key: value for key, value in shared.items() if value is not None}}
     for name, lists in by_modality(bands).items():
         tables[name] = {**tables.get(name, tables[""]), "bands": tuple(lists[-1].split(","))}
+    for name, masks in by_modality(cloud_mask).items():
+        tables[name] = {**tables.get(name, tables[""]), "cloud_mask": masks[-1]}
     for name, dates in by_modality(date).items():
         tables[name] = {**tables.get(name, tables[""]), "dates": dates}
     return {name: table for name, table in tables.items() if table}

@@ -202,13 +202,14 @@ def test_reading_options_of_one_modality_keep_those_of_all() -> None:
         rescale="0,2000",
         s2_offset=None,
         s1_unit=None,
+        cloud_mask=["s2=none"],
         date=["s2=2024-06-30", "s2=2024-07-05"],
         date_pattern=None,
     )
     shared = {"nodata": 0.0, "rescale": (0.0, 2000.0)}
     assert table == {
         "": {**shared, "bands": ("red", "green", "blue")},
-        "s2": {**shared, "bands": ("B02", "B03"), "dates": ("2024-06-30", "2024-07-05")},
+        "s2": {**shared, "bands": ("B02", "B03"), "cloud_mask": "none", "dates": ("2024-06-30", "2024-07-05")},
     }
 
 

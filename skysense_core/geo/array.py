@@ -15,10 +15,10 @@ import xarray as xr
 from jaxtyping import Bool, Num
 from odc.geo.geobox import GeoBox
 
-from skysense_core.errors import SkysenseError
+from skysense_core.errors import SkysenseError, UsageError
 from skysense_core.geo import bands, cube, dates, masks, units, warp
 from skysense_core.geo.bands import Found
-from skysense_core.geo.options import ReadOptions
+from skysense_core.geo.options import NONE, ReadOptions
 from skysense_core.geo.raster import Stack, assemble
 
 Values = Any
@@ -92,16 +92,17 @@ class Array:
     written: date | None
     level: str | None
     baseline: float | None
+    unit: str | None
     notes: tuple[str, ...]
 
-    def layer(
+    def layers(
         self, matches: Mapping[int, int], moment: int, unit: str | None, offset: float, positive: bool
-    ) -> ArrayLayer:
-        """The layer of {stack band: band of this array} at time step `moment`."""
+    ) -> tuple[ArrayLayer]:
+        """The one layer of {stack band: band of this array} at time step `moment`."""
         places = tuple(matches.values())
         factors = tuple(units.factors(*self.scales[place], unit, offset) for place in places)
         plain = all(factor == (1.0, 0.0) for factor in factors)
-        return ArrayLayer(
+        layer = ArrayLayer(
             path=self.path,
             values=self.values,
             first=(0, 0),
@@ -115,6 +116,7 @@ class Array:
             bias=tuple(bias for _, bias in factors),
             positive=positive,
         )
+        return (layer,)
 
 
 def open_array(
@@ -131,6 +133,8 @@ def open_array(
     descriptions of a file's bands there) or, a lone one, by the array's name. NaN and the stated nodata are invalid.
     """
     options = options or ReadOptions()
+    if options.cloud_mask not in (None, NONE):
+        raise UsageError(f"{name}: cloud_mask is for files", fix="Make clouds NaN: array.where(clear)")
     return assemble([_facts(array, name, options)], bands, unit, options)
 
 
@@ -159,6 +163,7 @@ def _facts(array: xr.DataArray, name: str, options: ReadOptions) -> Array:
         written=None,
         level=dates.level_of(str(array.name), tags),
         baseline=dates.baseline_of(str(array.name), tags),
+        unit=units.stated([attributes.get("units")], [str(array.name or "")], name),
         notes=(),
     )
 

@@ -15,6 +15,7 @@ _GENERIC = re.compile(r"(band|layer|channel)?[\s_-]*\d*", re.IGNORECASE)
 _COMMON = frozenset(  # STAC's common names
     {"pan", "coastal", "blue", "green", "red", "rededge", "nir", "nir08", "nir09", "swir16", "swir22"}
 )
+_DECIBEL = re.compile(r"[-_.\s][(\[]?db[)\]]?$", re.IGNORECASE)  # SNAP writes Sigma0_VV_db
 _SENSOR_CODE = re.compile(r"[A-Za-z]{1,3}\d{1,2}[A-Za-z]?|[VH][VH]", re.IGNORECASE)
 
 
@@ -28,6 +29,8 @@ class Found:
 
     loose: bool = False
     """The names are words of a file name, of which at most one means a band."""
+    product: bool = False
+    """The names are those of a product as a whole, which `--bands` does not change."""
 
     @property
     def label(self) -> str | None:
@@ -50,7 +53,7 @@ def by_description(text: str | None) -> Found | None:
     if not text or _GENERIC.fullmatch(text):
         return None
     names = [text.strip(), text.split(",")[0].strip()]
-    code = re.split(r"[-_.:/\s]", names[1])[-1]
+    code = re.split(r"[-_.:/\s]", _DECIBEL.sub("", names[1]))[-1]
     names += [code] if _SENSOR_CODE.fullmatch(code) else []
     return Found(names=tuple(dict.fromkeys(names)))
 
@@ -112,7 +115,9 @@ def missing(
     more = [f"and {len(found) - 4} more files"] if len(found) > 4 else []
     most = max(found.values(), key=len)
     fix = "Give the files of all bands together; --bands names the bands of a file in its order."
-    if len(most) >= len(absent):
+    if all(band.product for bands in found.values() for band in bands):
+        fix = "Products are read whole: download it again if files are missing; L2A has no B10."
+    elif len(most) >= len(absent):
         example = ",".join([names[0] for names in wanted] + ["-"] * (len(most) - len(wanted)))
         fix = f"Name the bands of the file in its order (- leaves one out), for example --bands {example}"
     return UsageError(f"no band is called {names}; found " + "; ".join([*shown, *more]), fix=fix)

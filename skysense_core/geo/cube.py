@@ -134,16 +134,17 @@ class Cube:
     written: date | None
     level: str | None
     baseline: float | None
+    unit: str | None
     notes: tuple[str, ...]
 
-    def layer(
+    def layers(
         self, matches: Mapping[int, int], moment: int, unit: str | None, offset: float, positive: bool
-    ) -> CubeLayer:
-        """The layer of {stack band: band of this cube} at time step `moment`."""
+    ) -> tuple[CubeLayer]:
+        """The one layer of {stack band: band of this cube} at time step `moment`."""
         chosen = tuple(self.sources[i] for i in matches.values())
         factors = tuple(units.factors(*source.scale, unit, offset) for source in chosen)
         plain = all(factor == (1.0, 0.0) for factor in factors)
-        return CubeLayer(
+        layer = CubeLayer(
             path=self.path,
             stamp=self.stamp,
             geobox=self.geobox,
@@ -156,6 +157,7 @@ class Cube:
             bias=tuple(bias for _, bias in factors),
             positive=positive,
         )
+        return (layer,)
 
 
 def open_cube(path: str, options: ReadOptions) -> Cube:
@@ -189,6 +191,7 @@ def open_cube(path: str, options: ReadOptions) -> Cube:
         written=None,
         level=dates.level_of(path, {}) or dates.level_of(names[0], {}),
         baseline=None,
+        unit=units.stated([dataset[source.variable].attrs.get("units") for source in sources], names, path),
         notes=() if first.scale == (1, 0) else (scaled,),
     )
 

@@ -1,5 +1,6 @@
 """What one raster file is: its grid, what its bands may be called, its nodata and masks, its date and level."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import date
@@ -19,6 +20,11 @@ from skysense_core.geo.layer import FileLayer, Stamp, access, open_dataset, stam
 from skysense_core.geo.options import ReadOptions
 
 PALETTE = ("red", "green", "blue")
+TERRAIN_CORRECT = (
+    "Calibrate and terrain-correct it (SNAP: Apply Orbit File, Calibration, Terrain Correction), or fetch it so (RTC)."
+)
+_DETECTED = re.compile(r"s1[a-d][-_](iw|ew|s[1-6m]|wv)[-_]?(grd|slc)", re.IGNORECASE)
+"""Names of ground-range detected and of complex products and of their images."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -45,17 +51,19 @@ class RasterFile:
     """When the file says that it was made (TIFFTAG_DATETIME): the acquisition date in some products only."""
     level: str | None
     baseline: float | None
+    unit: str | None
+    """What it says of radar backscatter (see `units.stated`)."""
     notes: tuple[str, ...]
 
-    def layer(
+    def layers(
         self, matches: Mapping[int, int], moment: int, unit: str | None, offset: float, positive: bool
-    ) -> FileLayer:
-        """The layer of {stack band: band of this file}; `moment` is 0, for a file has one date."""
+    ) -> tuple[FileLayer]:
+        """The one layer of {stack band: band of this file}; `moment` is 0, for a file has one date."""
         pairs = sorted(matches.items(), key=lambda pair: pair[1])
         chosen = tuple(number for _, number in pairs)
         factors = tuple(units.factors(*self.scales[i], unit, offset) for i in chosen)
         plain = all(factor == (1.0, 0.0) for factor in factors)
-        return FileLayer(
+        layer = FileLayer(
             path=self.path,
             stamp=self.stamp,
             geobox=self.geobox,
@@ -73,6 +81,7 @@ class RasterFile:
             positive=positive,
             overviews=self.overviews,
         )
+        return (layer,)
 
 
 def open_file(path: str, options: ReadOptions, *, colours: bool, georeferenced: bool = True) -> RasterFile:
@@ -119,6 +128,7 @@ def _facts(
         written=dates.parse_date(tags.get("TIFFTAG_DATETIME", "")),
         level=dates.level_of(path, tags),
         baseline=dates.baseline_of(path, tags),
+        unit=units.stated(dataset.units, [text for text in dataset.descriptions if text], path),
         notes=tuple(notes),
     )
 
@@ -151,6 +161,8 @@ def _geobox(dataset: DatasetReader, path: str, georeferenced: bool) -> GeoBox:
     shape = dataset.shape
     if not georeferenced and (dataset.crs is None or dataset.transform.is_identity):
         return GeoBox(shape, Affine.identity(), None)
+    if dataset.transform.is_identity and dataset.gcps[0] and _DETECTED.search(path):
+        raise SkysenseError(f"{path}: Sentinel-1 in radar geometry, on no grid", fix=TERRAIN_CORRECT)
     if dataset.transform.is_identity and dataset.gcps[0]:
         raise SkysenseError(
             f"{path}: placed by {len(dataset.gcps[0])} ground control points only, not on a grid",

@@ -20,6 +20,7 @@ import numpy as np
 import rasterio
 from jaxtyping import Bool, Num, UInt8
 from odc.geo.geobox import GeoBox
+from rasterio._err import CPLE_BaseError, stack_errors
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rasterio.io import DatasetReader
 from rasterio.windows import Window
@@ -94,8 +95,15 @@ def access(path: str, read: Callable[[], T], where: str = "") -> T:
     """
     try:
         return _remotely(path, read) if is_remote(path) else read()
-    except RasterioError as error:
+    except (RasterioError, CPLE_BaseError) as error:
+        _forget_error()
         raise _explained(path, where, error) from None
+
+
+def _forget_error() -> None:
+    """After a failed read rasterio leaves GDAL's error standing, and the thread's next call, on any file, raises it."""
+    with stack_errors():
+        pass
 
 
 def _remotely(path: str, read: Callable[[], T]) -> T:
@@ -104,7 +112,8 @@ def _remotely(path: str, read: Callable[[], T]) -> T:
         while True:
             try:
                 return read()
-            except RasterioError as error:
+            except (RasterioError, CPLE_BaseError) as error:
+                _forget_error()
                 _close(path)
                 if attempt == ATTEMPTS or _status(error) in REFUSALS:
                     raise

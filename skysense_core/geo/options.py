@@ -3,14 +3,18 @@
 from dataclasses import dataclass
 from typing import Literal
 
+Unit = Literal["linear", "dB"]
+NONE = "none"
+"""The `cloud_mask` that leaves nothing out."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReadOptions:
     """How files are to be read; a TOML table, or the reading options of the command line.
 
-    Three of them concern one unit of values each, so that one set of options serves several modalities: `rescale` the
-    unit "0-255", `offset` reflectance and `unit` decibels. Where one is given and does not concern the unit, the
-    stack's notes say so.
+    Four of them concern some units of values only, so that one set of options serves several modalities: `rescale` the
+    unit "0-255", `offset` reflectance, `unit` decibels and `cloud_mask` all others. Where one is given and does not
+    concern the unit, the stack's notes say so.
     """
 
     bands: tuple[str, ...] | None = None
@@ -25,5 +29,8 @@ class ReadOptions:
     """Acquisition dates: one for all files, or one per file in their order (`--date`)."""
     date_pattern: str | None = None
     r"""Regular expression with a group `date`, searched in each path (`--date-pattern`): `img_(?P<date>\d{8})`."""
-    unit: Literal["linear", "dB"] | None = None
-    """What Sentinel-1 values are; linear power becomes decibels (`--s1-unit`)."""
+    unit: Unit | None = None
+    """What Sentinel-1 values are, over what the files state; linear power becomes decibels (`--s1-unit`)."""
+    cloud_mask: str | None = None
+    """A raster, or a folder or glob of dated ones, whose pixels other than 0 are left out; "none" leaves none out. By
+    default the clouds and shadows that a Sentinel-2 L2A product states are (`--cloud-mask`)."""

@@ -11,11 +11,24 @@ RASTERS = frozenset(
     {".tif", ".tiff", ".jp2", ".j2k", ".vrt", ".img", ".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".asc", ".kea"}
 )
 CUBES = frozenset({".nc", ".nc4", ".cdf", ".zarr"})
+METADATA = re.compile(r"(?:MTD_MSI|\w+_MTD_SAF)L(?:1C|2A)\w*\.xml")
+"""Name of the file that describes a Sentinel-2 product, also in those of 2015 and 2016."""
+_PACKED = re.compile(r"S2[A-Z]_\w+(?:\.SAFE)?\.zip", re.IGNORECASE)
 
 
 def is_cube(path: str) -> bool:
     """Whether xarray reads it (NetCDF, Zarr) rather than GDAL."""
     return Path(path.rstrip("/")).suffix.lower() in CUBES and not path.startswith("/vsi")
+
+
+def is_product(path: str) -> bool:
+    """Whether it is a product folder (*.SAFE, or one with a Sentinel-2 product's metadata) or a zip archive."""
+    if not is_plain(path):
+        return False
+    place = Path(path)
+    if not place.is_dir():
+        return place.suffix.lower() == ".zip"
+    return place.suffix.upper() == ".SAFE" or any(METADATA.fullmatch(item.name) for item in place.iterdir())
 
 
 def is_remote(path: str) -> bool:
@@ -36,8 +49,9 @@ def natural(text: str) -> list[tuple[int, int | str]]:
 def expand(paths: str | Path | Sequence[str | Path]) -> tuple[str, ...]:
     """Every raster that the paths, globs and folders mean, each once, in the given order and naturally within one.
 
-    A folder means the rasters in it, or else those below it; sidecar files (.ovr, .msk, .aux.xml) are none. Raises
-    SkysenseError where something is missing or empty.
+    A folder means the rasters in it, or else those below it; sidecar files (.ovr, .msk, .aux.xml) are none. A
+    Sentinel-2 product (a folder *.SAFE or S2*.zip) is one input. Raises SkysenseError where something is missing or
+    empty.
     """
     if isinstance(paths, str | Path):
         paths = [paths]
@@ -48,7 +62,9 @@ def expand(paths: str | Path | Sequence[str | Path]) -> tuple[str, ...]:
 
 
 def _expand_one(path: str) -> list[str]:
-    if not is_plain(path) or Path(path).is_file() or (is_cube(path) and Path(path).is_dir()):
+    if is_plain(path) and METADATA.fullmatch(Path(path).name) and Path(path).is_file():
+        return [str(Path(path).parent)]
+    if not is_plain(path) or Path(path).is_file() or (Path(path).is_dir() and (is_cube(path) or is_product(path))):
         return [path]
     if Path(path).is_dir():
         files = _rasters(Path(path), "*") or _rasters(Path(path), "**/*")
@@ -72,8 +88,12 @@ def _rasters(folder: Path, pattern: str) -> list[str]:
     files = (
         str(item)
         for item in folder.glob(pattern)
-        if item.suffix.lower() in RASTERS | CUBES
+        if (
+            item.suffix.lower() in RASTERS | CUBES
+            or _PACKED.fullmatch(item.name)
+            or (item.suffix.upper() == ".SAFE" and item.is_dir())
+        )
         and not item.name.startswith(".")
-        and not any(parent.suffix == ".zarr" for parent in item.relative_to(folder).parents)
+        and not any(parent.suffix in (".zarr", ".SAFE") for parent in item.relative_to(folder).parents)
     )
     return sorted(files, key=natural)

@@ -3,9 +3,9 @@
     stack = open_stack(["s2/"], bands=[band.names for band in modality.bands], unit=modality.unit)
     raster = stack.read(stack.geobox[:512, :512])
 
-`paths` expands what the user gave, `files` and `cube` say what each input is, `series` arranges inputs by date and by
-wanted band (`dates`, `bands`), `layer` reads windows, `warp` brings them onto a grid, `masks` judges validity and
-`units` converts values. Here they are put together.
+`paths` expands what the user gave, `files`, `safe` and `cube` say what each input is, `series` arranges inputs by date
+and by wanted band (`dates`, `bands`), `layer` reads windows, `warp` brings them onto a grid, `masks` and `clouds` judge
+validity and `units` converts values. Here they are put together.
 """
 
 from collections.abc import Sequence
@@ -17,11 +17,12 @@ from jaxtyping import Bool, Int, Num
 from odc.geo.geobox import GeoBox
 
 from skysense_core.errors import SkysenseError
-from skysense_core.geo import dates, grid, series, units, warp
+from skysense_core.geo import clouds, dates, grid, series, units, warp
 from skysense_core.geo.files import open_file
 from skysense_core.geo.grid import ground_gsd
 from skysense_core.geo.options import ReadOptions
-from skysense_core.geo.paths import expand, is_cube
+from skysense_core.geo.paths import expand, is_cube, is_product
+from skysense_core.geo.safe import open_safe
 from skysense_core.geo.series import Product
 from skysense_core.geo.warp import Layer
 from skysense_core.types import Raster
@@ -122,7 +123,7 @@ def open_stack(
     unit: str | None = None,
     options: ReadOptions | None = None,
 ) -> Stack:
-    """Files, globs, folders or cubes of one modality as a stack.
+    """Files, globs, folders, Sentinel-2 products or cubes of one modality as a stack.
 
     `bands` holds the accepted names of each wanted band (`Band.names`), None takes all bands as they are; `unit` is the
     unit that the values must have (`Modality.unit`), None takes them as stored. Files of one date are a mosaic or
@@ -156,31 +157,41 @@ def assemble(
     products: Sequence[Product], wanted: Sequence[tuple[str, ...]] | None, unit: str | None, options: ReadOptions
 ) -> Stack:
     """What `open_stack` does, for inputs that are open."""
-    conversion, offset, unit_notes = units.conversion(unit, options)
     days, date_notes = dates.assign([(p.path, p.days, p.written) for p in products], options.dates)
     wanted = series.all_bands(products) if wanted is None else wanted
     moments, left_out = series.arrange(products, days, wanted)
     used = list(dict.fromkeys(entry.product for moment in moments.values() for entry in moment))
     level = series.level_of(used)
+    stated_notes: tuple[str, ...] = ()
+    if unit == units.DECIBEL:
+        backscatter, stated_notes = series.unit_of(used, options.unit)
+        options = replace(options, unit=backscatter)
+    conversion, offset, unit_notes = units.conversion(unit, options)
     offsets, offset_notes = series.offsets(used, unit, offset, stated=options.offset is not None)
 
     layers = []
     for moment in moments.values():
         date = [
-            entry.product.layer(entry.matches, entry.moment, unit, offsets[entry.product.path], conversion.decibel)
+            layer
             for entry in moment
+            for layer in entry.product.layers(
+                entry.matches, entry.moment, unit, offsets[entry.product.path], conversion.decibel
+            )
         ]
         layers.append(sorted(date, key=lambda layer: grid.pixel_size(layer.geobox)))
     if (None, 0) in moments:
         series.refuse_same_place(layers[list(moments).index((None, 0))])
-    for entry in next(iter(moments.values()))[:4]:
-        layer = entry.product.layer(entry.matches, entry.moment, unit, offsets[entry.product.path], positive=False)
-        _check_values(layer, unit, options)
+    for entry in next(iter(moments.values()))[:4] if unit in (units.DISPLAY, units.DECIBEL) else ():
+        for layer in entry.product.layers(entry.matches, entry.moment, unit, offsets[entry.product.path], False):
+            _check_values(layer, unit, options)
+    covers = () if unit == units.DECIBEL else clouds.open_covers(options.cloud_mask, [day for day, _ in moments])
+    layers = [clouds.cover(date, day, covers) for (day, _), date in zip(moments, layers, strict=True)]
 
     flat = [layer for date in layers for layer in date]
     geobox = grid.union([layer.geobox for layer in flat])
     uniform = all(grid.aligned(layer.geobox, geobox) is not None for layer in flat)
     keeps = uniform and conversion.is_identity
+    own = [note for product in used for note in product.notes]
     return Stack(
         geobox=geobox,
         band_names=tuple(names[0] for names in wanted),
@@ -188,8 +199,8 @@ def assemble(
         dated=np.array([day is not None for day, _ in moments]),
         level=level,
         dtype=np.result_type(*(layer.dtype for layer in flat)) if keeps else np.dtype("float32"),
-        notes=(*(note for p in used for note in p.notes), *date_notes, *left_out, *offset_notes, *unit_notes),
-        paths=tuple(product.path for product in used),
+        notes=tuple(dict.fromkeys([*own, *date_notes, *left_out, *offset_notes, *stated_notes, *unit_notes])),
+        paths=(*(product.path for product in used), *(one.mask.path for one in covers)),
         layers=tuple(tuple((layer, grid.bounds_in(layer.geobox, geobox.crs)) for layer in date) for date in layers),
         uniform=uniform,
         conversion=conversion,
@@ -197,6 +208,8 @@ def assemble(
 
 
 def _open(path: str, options: ReadOptions, *, colours: bool, georeferenced: bool) -> Product:
+    if is_product(path):
+        return open_safe(path, options)
     if not is_cube(path):
         return open_file(path, options, colours=colours, georeferenced=georeferenced)
     from skysense_core.geo.cube import open_cube  # xarray takes most of a second to import

@@ -6,11 +6,10 @@ from dataclasses import dataclass
 from datetime import date
 from typing import Protocol, runtime_checkable
 
-from odc.geo.geobox import GeoBox
-
 from skysense_core.errors import UsageError
 from skysense_core.geo import bands
 from skysense_core.geo.bands import Found
+from skysense_core.geo.options import Unit
 from skysense_core.geo.warp import Layer
 
 Key = tuple[date | None, int]
@@ -21,12 +20,10 @@ SHIFTED_BASELINE = 4.0
 
 @runtime_checkable
 class Product(Protocol):
-    """What `files.open_file` and `cube.open_cube` know of one input."""
+    """What `files.open_file`, `safe.open_safe` and `cube.open_cube` know of one input."""
 
     @property
     def path(self) -> str: ...
-    @property
-    def geobox(self) -> GeoBox: ...
     @property
     def found(self) -> tuple[Found, ...]: ...
     @property
@@ -38,10 +35,12 @@ class Product(Protocol):
     @property
     def baseline(self) -> float | None: ...
     @property
+    def unit(self) -> str | None: ...
+    @property
     def notes(self) -> tuple[str, ...]: ...
-    def layer(
+    def layers(
         self, matches: Mapping[int, int], moment: int, unit: str | None, offset: float, positive: bool
-    ) -> Layer: ...
+    ) -> Sequence[Layer]: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -143,6 +142,33 @@ def level_of(products: Sequence[Product]) -> str | None:
             fix="Give files of one level.",
         )
     return next(iter(levels), None)
+
+
+def unit_of(products: Sequence[Product], given: Unit | None) -> tuple[Unit | None, tuple[str, ...]]:
+    """In what the backscatter is, "linear" or "dB": as the user says, else as all inputs state, else None; and notes.
+
+    Raises UsageError where they state several units or one that is neither.
+    """
+    stated = {product.unit: product.path for product in products}
+    if given is not None:
+        return given, tuple(
+            f"{path} states {unit}, read as {given}" for unit, path in stated.items() if unit != given and unit
+        )
+    if "amplitude" in stated:
+        raise UsageError(
+            f"{stated['amplitude']} states amplitude, and power or dB is expected",
+            fix="Square it (gdal_calc.py --calc 'A.astype(float)**2') and give --s1-unit linear.",
+        )
+    if len(stated) > 1 and "linear" in stated:
+        raise UsageError(
+            "inputs of several units: " + ", ".join(f"{path} is {unit or 'not said'}" for unit, path in stated.items()),
+            fix="Give files of one unit, or say with --s1-unit what all of them are.",
+        )
+    if len(stated) > 1 or None in stated:
+        return None, ()
+    if "linear" in stated:
+        return "linear", (f"{stated['linear']} states linear power: converted to dB (10 log10)",)
+    return "dB", ()
 
 
 def offsets(

@@ -1,7 +1,9 @@
 """From the values in a file to the unit that a modality expects: stated conversions only, the same for every window."""
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import PurePosixPath
 
 import numpy as np
 from jaxtyping import Bool, Float, Num
@@ -47,6 +49,7 @@ def conversion(unit: str | None, options: ReadOptions) -> tuple[Conversion, floa
         "rescale": (options.rescale, unit in (None, DISPLAY), f"values in {DISPLAY}"),
         "offset": (options.offset, unit not in (DISPLAY, DECIBEL), "reflectance"),
         "unit": (options.unit, unit == DECIBEL, "radar backscatter in dB"),
+        "cloud_mask": (options.cloud_mask, unit != DECIBEL, "optical images"),
     }
     notes = [
         f"{name} = {value} concerns {what}: not applied to {unit or 'these values'}"
@@ -58,6 +61,30 @@ def conversion(unit: str | None, options: ReadOptions) -> tuple[Conversion, floa
         raise UsageError(f"--rescale {options.rescale[0]:g},{options.rescale[1]:g}: the first must be the smaller")
     convert = Conversion(rescale=options.rescale if "rescale" in given else None, decibel=given.get("unit") == "linear")
     return convert, float(options.offset or 0.0) if "offset" in given else 0.0, tuple(notes)
+
+
+_STATED = {
+    **dict.fromkeys(("db", "decibel", "decibels", "intensity_db"), "dB"),
+    **dict.fromkeys(("linear", "linear power", "power", "intensity"), "linear"),
+    "amplitude": "amplitude",
+}
+_IN_DECIBELS = re.compile(r"[\s_.-][(\[]?db[)\]]?$", re.IGNORECASE)
+_HYP3 = re.compile(r"_RTC\d+_[A-Z]_[gs]([pad])[uf]")
+"""Alaska Satellite Facility's names hold the radiometry and the scale: power, amplitude or decibels."""
+
+
+def stated(measures: Sequence[object], names: Sequence[str], path: str) -> str | None:
+    """What a file says of its backscatter: "linear" (power), "dB" or "amplitude", else None.
+
+    From its bands' units of measure, from names that end in dB (`Sigma0_VV_db`) or, of HyP3's products, from the path.
+    """
+    known = [_STATED[str(text).strip().lower()] for text in measures if str(text).strip().lower() in _STATED]
+    if known:
+        return known[0]
+    if any(_IN_DECIBELS.search(name) for name in (*names, PurePosixPath(path).stem)):
+        return "dB"
+    scale = _HYP3.search(path)
+    return {"p": "linear", "d": "dB", "a": "amplitude"}[scale[1]] if scale else None
 
 
 def factors(scale: float, bias: float, unit: str | None, offset: float) -> tuple[float, float]:

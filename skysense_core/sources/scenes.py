@@ -13,7 +13,7 @@ Samples are windows of the finest modality, cut from blocks that belong to one p
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypeAlias, get_args
 
@@ -31,7 +31,7 @@ from skysense_core.geo import blocks, vector
 from skysense_core.geo.blocks import Block, Place
 from skysense_core.geo.grid import crs_of, ground_gsd, scaled
 from skysense_core.geo.labels import UNKNOWN, Classes, Labels, open_labels
-from skysense_core.geo.options import ReadOptions
+from skysense_core.geo.options import NONE, ReadOptions
 from skysense_core.geo.paths import is_plain
 from skysense_core.geo.raster import Stack, open_stack
 from skysense_core.geo.windows import Window
@@ -293,13 +293,17 @@ def _scene(table: Mapping[str, Any], base: Path, read: Mapping[str, Mapping[str,
 
     paths = {name: (given,) if isinstance(given, str) else tuple(given) for name, given in rasters.items()}
     named = config.merge(read, table.get("read", {}))
-    options: dict[str, config.Table] = {name: {**named.get("", {}), **named.get(name, {})} for name in rasters}
+    tables: dict[str, config.Table] = {name: {**named.get("", {}), **named.get(name, {})} for name in rasters}
+    options = {name: config.build(ReadOptions, one, f"data.read.{name}") for name, one in tables.items()}
     return Scene(
         name=fields.get("name", Path(next(iter(paths.values()))[0]).stem),
         rasters={name: tuple(whole(path) for path in given) for name, given in paths.items()},
         labels=whole(fields["labels"]),
         split=fields.get("split"),
-        read={name: config.build(ReadOptions, one, f"data.read.{name}") for name, one in options.items()},
+        read={
+            name: one if one.cloud_mask in (None, NONE) else replace(one, cloud_mask=whole(one.cloud_mask))
+            for name, one in options.items()
+        },
     )
 
 
