@@ -20,7 +20,7 @@ from skysense_core.data.loader import evaluation_loader, label_fraction, trainin
 from skysense_core.data.statistics import count_classes, measure_bands
 from skysense_core.errors import SkysenseError, UsageError
 from skysense_core.metrics import headline
-from skysense_core.modalities import CELL, Modality
+from skysense_core.modalities import Modality
 from skysense_core.model.presets import ModelSpec, preset
 from skysense_core.model.skysense import SkySense
 from skysense_core.optim import OptimConfig
@@ -252,13 +252,11 @@ def _modalities(given: FinetuneConfig, source: Source, start: Description | None
             wanted[name] = modalities.from_table(config.merge(config.to_table(known[name]), fields))
         else:
             wanted[name] = modalities.load(name, fields)
-    finest_vit = min((one.gsd for one in wanted.values() if one.encoder == "vit"), default=None)
+    for name, gsd in modalities.meeting(wanted).items():
+        if "gsd" not in given.modalities.get(name, {}) and given.model.get("align", "input") == "input":
+            wanted[name] = replace(wanted[name], gsd=gsd)
     for name, one in wanted.items():
-        # Where both kinds meet, their cells coincide (METHOD 2, Alignment): 32 Swin pixels are one ViT pixel.
-        chosen = "gsd" in given.modalities.get(name, {}) or given.model.get("align", "input") != "input"
-        if finest_vit and one.encoder == "swin" and not chosen:
-            wanted[name] = replace(one, gsd=finest_vit * CELL["vit"] / CELL["swin"])
-        log.info("%s: %s at %g m, bands %s", name, one.title, wanted[name].gsd, ", ".join(one.band_names))
+        log.info("%s: %s at %g m, bands %s", name, one.title, one.gsd, ", ".join(one.band_names))
     return wanted
 
 

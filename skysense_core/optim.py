@@ -19,6 +19,8 @@ class OptimConfig:
     lr: Annotated[float, Field(gt=0)] = 1e-3
     """Highest learning rate, of the head and of the last layer."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.05
+    final_weight_decay: Annotated[float, Field(ge=0)] | None = None
+    """Where weight decay ends, along a cosine; not given: where it begins."""
     betas: tuple[float, float] = (0.9, 0.999)
     layer_decay: Share | None = None
     """Each layer of the encoder learns this much slower than the one above it (METHOD 4: 0.9). Not given: 0.9 where
@@ -43,10 +45,18 @@ def learning_rate(config: OptimConfig, step: int, steps: int) -> float:
     return config.lr * (config.final + (1 - config.final) * (1 + math.cos(math.pi * progress)) / 2)
 
 
-def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """Give every parameter group its share of `rate`."""
+def weight_decay(config: OptimConfig, step: int, steps: int) -> float:
+    """The weight decay of step 0..steps-1: half a cosine from its first to its final value."""
+    final = config.weight_decay if config.final_weight_decay is None else config.final_weight_decay
+    progress = step / max(steps - 1, 1)
+    return final + (config.weight_decay - final) * (1 + math.cos(math.pi * progress)) / 2
+
+
+def set_rates(optimizer: torch.optim.Optimizer, rate: float, decay: float) -> None:
+    """Give every parameter group its share of the learning rate, and the weight decay to those that decay."""
     for group in optimizer.param_groups:
         group["lr"] = rate * group["scale"]
+        group["weight_decay"] = decay if group["decays"] else 0.0
 
 
 def decays(name: str, parameter: nn.Parameter) -> bool:
@@ -72,7 +82,9 @@ def build_optimizer(
         if not parameter.requires_grad:
             continue
         key = (depth(name), decays(name, parameter))
-        scale, weight_decay = layer_decay ** (top - key[0]), config.weight_decay if key[1] else 0.0
-        group = groups.setdefault(key, {"params": [], "scale": scale, "weight_decay": weight_decay})
+        scale = layer_decay ** (top - key[0])
+        group = groups.setdefault(key, {"params": [], "scale": scale, "decays": key[1]})
         group["params"].append(parameter)
-    return torch.optim.AdamW(list(groups.values()), lr=config.lr, betas=config.betas)
+    optimizer = torch.optim.AdamW(list(groups.values()), lr=config.lr, betas=config.betas)
+    set_rates(optimizer, config.lr, config.weight_decay)
+    return optimizer

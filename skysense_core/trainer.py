@@ -81,7 +81,8 @@ class Trainer:
     """Minimises an objective over endless batches.
 
     `batches(start)` yields batches from the start-th on, always the same ones for the same start. `validate` returns
-    numbers of which `best` is watched; `export("best")` and `export("last")` write the model. `settings` is what must
+    numbers; `export("last")` writes the model, and `export("best")` where the number called `best` is higher than ever
+    (without `best`, never). `settings` is what must
     not change between the runs of one training.
     """
 
@@ -99,7 +100,7 @@ class Trainer:
         device: torch.device,
         settings: Mapping[str, Any],
         validate: Callable[[], Mapping[str, float]],
-        best: str,
+        best: str | None,
         export: Callable[[str, Mapping[str, float]], None],
     ) -> None:
         self.objective = objective.to(device)
@@ -174,7 +175,7 @@ class Trainer:
         if not torch.isfinite(norm):
             self._refuse(step, sums, ids, totals)
         rate = optim.learning_rate(self.optim_config, step, self.steps)
-        optim.set_learning_rate(self.optimizer, rate)
+        optim.set_rates(self.optimizer, rate, optim.weight_decay(self.optim_config, step, self.steps))
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.objective.after_step(step + 1)
@@ -196,10 +197,10 @@ class Trainer:
         self.objective.eval()
         scores = self.validate()
         run_log.validation(step, scores)
-        better = scores[self.best] > self.state.best
+        better = self.best is not None and scores[self.best] > self.state.best
         shown = ", ".join(f"{name} {value:.4g}" for name, value in scores.items())
         log.info("step %d of %d: %s%s", step, self.steps, shown, " (best so far)" if better else "")
-        if better:
+        if self.best is not None and better:
             self.state.best = scores[self.best]
             self.export("best", scores)
         self.export("last", scores)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from skysense_core.data.batch import Batch, Series
 from skysense_core.errors import Interrupted, SkysenseError, UsageError
-from skysense_core.optim import OptimConfig, build_optimizer, decays, learning_rate
+from skysense_core.optim import OptimConfig, build_optimizer, decays, learning_rate, set_rates, weight_decay
 from skysense_core.trainer import Objective, TrainConfig, Trainer
 
 CONFIG = TrainConfig(batch_size=4, validate_every=4, save_every=3, log_every=1, keep=2)
@@ -241,6 +241,17 @@ def test_learning_rate_rises_then_falls_to_its_end() -> None:
     assert sorted(rates[10:], reverse=True) == rates[10:]
     assert learning_rate(replace(config, schedule="constant"), 99, 100) == 1.0
     assert learning_rate(replace(config, warmup=0.0), 0, 1) == pytest.approx(1.0)
+
+
+def test_weight_decay_goes_along_a_cosine_to_its_final_value_or_stays() -> None:
+    config = OptimConfig(weight_decay=0.04, final_weight_decay=0.4)
+    decay = [weight_decay(config, step, 101) for step in range(101)]
+    assert [decay[0], decay[50], decay[100]] == pytest.approx([0.04, 0.22, 0.4])
+    assert sorted(decay) == decay
+    assert {weight_decay(OptimConfig(weight_decay=0.05), step, 101) for step in range(101)} == {0.05}
+    optimizer = build_optimizer(nn.Linear(2, 2), config, depth=lambda _: 0, top=0)
+    set_rates(optimizer, 0.1, decay[50])
+    assert sorted(group["weight_decay"] for group in optimizer.param_groups) == pytest.approx([0.0, 0.22])
 
 
 def test_layers_learn_at_decayed_rates_and_only_kernels_are_decayed() -> None:

@@ -12,11 +12,13 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from skysense_core import runtime
 from skysense_core.data.batch import Batch, collate
 from skysense_core.data.chips import EvaluationChips, TrainingChips
+from skysense_core.data.views import ViewChips
 from skysense_core.errors import SkysenseError, UsageError
 from skysense_core.types import ClassMap, Sample, Split
 
@@ -51,7 +53,7 @@ class Order(Sampler[list[tuple[int, int]]]):
 
 
 def training_loader(
-    chips: TrainingChips, *, batch_size: int, start: int, workers: int, rank: int = 0, world: int = 1
+    chips: TrainingChips | ViewChips, *, batch_size: int, start: int, workers: int, rank: int = 0, world: int = 1
 ) -> Iterator[Batch]:
     """Endless batches from the start-th on; see `Order`. Raises SkysenseError as soon as a sample cannot be read."""
     order = Order(len(chips), batch_size=batch_size, seed=chips.seed, start=start, rank=rank, world=world)
@@ -74,6 +76,7 @@ def _batches(chips: Any, order: Sampler[list[Any]] | Sequence[list[Any]], worker
         sampler=order,
         batch_size=None,
         collate_fn=_as_it_is,
+        generator=torch.Generator(),  # otherwise it draws from the one that a training step has seeded
         num_workers=workers,
         multiprocessing_context=context,
     )

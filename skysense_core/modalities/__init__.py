@@ -116,6 +116,17 @@ def finest(modalities: Mapping[str, Modality]) -> str:
     return min(modalities, key=lambda name: modalities[name].gsd)
 
 
+def meeting(modalities: Mapping[str, Modality]) -> dict[str, float]:
+    """Pixel sizes at which the cells of Swin modalities are the pixels of the finest ViT modality, where there is one.
+
+    32 Swin pixels are one ViT pixel then (METHOD 2, Alignment).
+    """
+    finest_vit = min((one.gsd for one in modalities.values() if one.encoder == "vit"), default=None)
+    if finest_vit is None:
+        return {}
+    return {name: finest_vit * CELL["vit"] / CELL["swin"] for name, one in modalities.items() if one.encoder == "swin"}
+
+
 def side_beside(reference: Modality, modality: Modality, side: int) -> int:
     """Pixels of a modality along `side` pixels of the reference.
 

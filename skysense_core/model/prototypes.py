@@ -8,6 +8,8 @@ from einops import rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from skysense_core.losses import collectives
+from skysense_core.losses.sinkhorn import sinkhorn
 from skysense_core.model.presets import PrototypeSpec
 
 
@@ -54,3 +56,51 @@ class Prototypes(nn.Module):
         context = rearrange(weights @ prototypes, "b (h w) d -> b d h w", h=x.shape[2])
         context = torch.where(known[:, None, None, None], context, 0.0)
         return torch.cat((x, context), dim=1), known
+
+    @torch.no_grad()
+    def learn(
+        self,
+        x: Float[Tensor, "b d h w"],
+        seen: Bool[Tensor, "b h w"],
+        lonlat: Float[Tensor, "b 2"],
+        located: Bool[Tensor, "b"],
+        *,
+        momentum: float,
+        epsilon: float = 0.05,
+        iterations: int = 3,
+    ) -> None:
+        """Move the prototypes of the regions in this batch towards its features [P Eq. 11-13], and mark them visited.
+
+        The seen positions of a region, in all processes, share its prototypes by Sinkhorn on their cosine similarity;
+        a prototype becomes momentum x itself + (1 - momentum) x the mean of the positions weighted by their shares in
+        it [A: the columns of S sum to one, so that prototypes keep the scale of features]. Every process calls this
+        and ends with the same prototypes.
+        """
+        used = seen & located[:, None, None]
+        region = self.regions(torch.where(located[:, None], lonlat, 0.0))
+        count = torch.zeros(len(self.visited), dtype=torch.long, device=x.device)
+        count = collectives.summed(count.index_add(0, region, used.sum((1, 2))))
+        chosen = count.nonzero()[:, 0]
+        if not len(chosen):
+            return
+        # A sample of which nothing is used may lie in another region: it has no share wherever it is put.
+        place = torch.searchsorted(chosen, region).clamp(max=len(chosen) - 1)
+
+        features = rearrange(x, "b d h w -> b (h w) d").float()
+        used = rearrange(used, "b h w -> b (h w)")
+        own = self.prototypes[region].float()
+        scores = F.normalize(features, dim=-1) @ F.normalize(own, dim=-1).mT
+        sample, position = used.nonzero().unbind(1)
+        shares = torch.zeros_like(scores)
+        shares[sample, position] = sinkhorn(
+            *(scores[sample, position], place[sample], len(chosen)),
+            epsilon=epsilon,
+            iterations=iterations,
+            everywhere=True,
+        )
+
+        total = features.new_zeros(len(chosen), *own.shape[1:]).index_add(0, place, shares.mT @ features)
+        mass = features.new_zeros(len(chosen), own.shape[1]).index_add(0, place, shares.sum(1))
+        mean = collectives.summed(total) / collectives.summed(mass)[..., None]
+        self.prototypes[chosen] = torch.lerp(mean.to(self.prototypes.dtype), self.prototypes[chosen], momentum)
+        self.visited[chosen] = True

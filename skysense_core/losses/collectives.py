@@ -1,0 +1,70 @@
+"""What the processes of one training share: sums, means and gathered features. A process on its own sends nothing.
+
+Gradients are averaged over the processes afterwards, as data-parallel training does; everything here is such that this
+average is the gradient of one process that holds the whole batch. Each function is called by all processes or by none.
+"""
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from jaxtyping import Float, Num, Shaped
+from torch import Tensor
+
+
+def world() -> int:
+    """Processes that train together."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def rank() -> int:
+    """The number of this process, 0..world-1."""
+    return dist.get_rank() if world() > 1 else 0
+
+
+def summed(x: Num[Tensor, "..."]) -> Num[Tensor, "..."]:
+    """The sum of all processes' tensors, which are of one shape. No gradient."""
+    x = x.detach().clone()
+    if world() > 1:
+        dist.all_reduce(x)
+    return x
+
+
+def log_summed(x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+    """log(sum(exp(x))) over all processes; -inf stays -inf. No gradient."""
+    if world() == 1:
+        return x.detach()
+    highest = x.detach().clone()
+    dist.all_reduce(highest, dist.ReduceOp.MAX)
+    offset = torch.where(highest.isfinite(), highest, 0.0)
+    return summed((x - offset).exp()).log() + offset
+
+
+def gather(x: Shaped[Tensor, "b ..."]) -> Shaped[Tensor, "b2 ..."]:
+    """The rows of all processes in their order, with the gradients that every process has for each row.
+
+    All processes give tensors of one shape.
+    """
+    return _Gather.apply(x) if world() > 1 else x
+
+
+def mean(values: Float[Tensor, "n"], weight: Float[Tensor, "n"]) -> Float[Tensor, ""]:
+    """This process's part of the weighted mean over all processes: the average of all parts is that mean.
+
+    Processes may hold different numbers of values; where nothing has a weight, the mean is 0 and has a gradient of 0.
+    """
+    total = summed(weight.sum())
+    used = torch.where(weight > 0, values, 0.0)
+    return (used * weight).sum() * world() / torch.where(total > 0, total, 1.0)
+
+
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        parts = [torch.empty_like(x) for _ in range(world())]
+        dist.all_gather(parts, x.contiguous())
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        return summed(gradients[0]).chunk(world())[rank()]
