@@ -50,7 +50,7 @@ AERIAL := ../shared/data/scenes/deepforest/5b90f92da0d7280005fab355_4310.tif
 bench: $(INSTALLED)
 	python benchmarks/forward.py
 	python benchmarks/memory.py
-	python benchmarks/overhead.py
+	python benchmarks/predict.py small
 	test ! -e $(AERIAL) || python benchmarks/seams.py $(AERIAL)
 
 clean:
