@@ -179,6 +179,19 @@ def test_shards_that_nobody_joined_are_joined_by_themselves(tmp_path, folder, wh
         finish(out, {})
 
 
+def test_joined_later_the_map_is_sieved_as_it_was_asked_for(tmp_path, folder, whole, monkeypatch):
+    out = tmp_path / "map.tif"
+    given = settings(folder, out, min_area=20.0)
+    predict(given)
+    sieved = files(out)
+    assert sieved["map.tif"] != whole["map.tif"]
+    with monkeypatch.context() as patch:
+        patch.setattr("skysense_core.predict._join", lambda job, store, outs: False)
+        predict(replace(given, overwrite=True))
+    finish(out, {})
+    assert files(out) == sieved
+
+
 def test_unfinished_shards_are_not_joined(tmp_path, folder):
     out = tmp_path / "map.tif"
     predict(settings(folder, out, array=(1, 3)))
@@ -260,6 +273,12 @@ def test_signals_keep_what_is_finished(tmp_path, folder, whole, monkeypatch, num
     assert caught.value.exit_code == code
     assert predict(settings(folder, out)).reused >= 2
     assert files(out) == whole
+
+
+def test_an_unknown_precision_is_refused_before_any_work(tmp_path, folder):
+    with pytest.raises(UsageError, match="unknown precision 'bf32'"):
+        predict(settings(folder, tmp_path / "map.tif", precision="bf32"))
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_an_estimate_counts_what_is_left_and_writes_nothing(tmp_path, folder):

@@ -8,7 +8,6 @@ the map is there: what stops can go on.
 import contextlib
 import functools
 import logging
-import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,7 +18,6 @@ from skysense_core.checkpoint import LoadedModel
 from skysense_core.cluster import on_cluster
 from skysense_core.errors import Interrupted, SkysenseError, UsageError
 from skysense_core.geo import cog
-from skysense_core.geo.grid import ground_gsd
 from skysense_core.geo.polygons import check_polygons_path, write_polygons
 from skysense_core.predict.job import Estimate, Job, compute_elsewhere
 from skysense_core.predict.settings import PredictConfig
@@ -165,8 +163,7 @@ def _join(job: Job, store: Shards, outs: Mapping[str, Path]) -> bool:
     with store.joining() if given.array is not None else contextlib.nullcontext(True) as alone:
         if not alone:
             return False
-        pixels = math.ceil(given.min_area / ground_gsd(job.plan.target) ** 2)
-        with store.joined(given.creation_options, sieve_pixels=pixels) as finished:
+        with store.joined(given.creation_options) as finished:
             if not any(cog.class_areas(finished["classes"], len(names))):
                 where = ", ".join(given.inputs)
                 if given.bbox is None and given.aoi is None:

@@ -1,6 +1,7 @@
 """A prediction that is ready to start: the model is loaded, the scene is checked against it, the work is cut."""
 
 import hashlib
+import math
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -20,6 +21,7 @@ from skysense_core.errors import SkysenseError, UsageError
 from skysense_core.geo.cache import block_cache
 from skysense_core.geo.cog import BLOCK
 from skysense_core.geo.fingerprint import fingerprint
+from skysense_core.geo.grid import ground_gsd
 from skysense_core.geo.windows import Window
 from skysense_core.inference import STRIP_BYTES, Meter, plan_sweep, strip_width, sweep, write_behind
 from skysense_core.merge import Merger
@@ -90,6 +92,10 @@ class Job:
             observations=given.observations,
             tags=self._tags(),
         )
+        if given.compile:
+            # Before any work: a signal in the middle of compiling would come out as the compiler's failure.
+            self.model.model.compile()
+            self._forward(self.batch_size)
 
     @property
     def ground(self) -> GeoBox:
@@ -117,7 +123,14 @@ class Job:
         }
         products = {name: asdict(product) for name, product in self.products.items()}
         grids = grid_table(self.ground), grid_table(plan.target)
-        return Plan(made_by=made_by, grid=grids[0], target=grids[1], products=products, shard=self.shard)
+        return Plan(
+            made_by=made_by,
+            grid=grids[0],
+            target=grids[1],
+            products=products,
+            shard=self.shard,
+            sieve_pixels=math.ceil(given.min_area / ground_gsd(plan.target) ** 2),
+        )
 
     def compute(self, store: Shards, wanted: Sequence[Shard]) -> tuple[int, int, float]:
         """Compute these shards, those that follow each other in one sweep.
@@ -221,8 +234,6 @@ class Job:
 
     def _score(self) -> Callable[[Batch], Tensor]:
         model = self.model.model
-        if self.config.compile:
-            model.compile()
 
         @torch.inference_mode()
         def score(batch: Batch) -> Tensor:

@@ -53,6 +53,8 @@ class Plan:
     """The fields of each `Product` by its name."""
     shard: tuple[int, int]
     """Most rows and columns of a shard."""
+    sieve_pixels: int = 0
+    """Patches of the map of fewer pixels take the class around them."""
 
     def product(self, name: str) -> Product:
         """A product by its name."""
@@ -171,11 +173,11 @@ class Shards:
         return [shard for shard in self.shards if not (self.folder / shard.name).is_dir()]
 
     @contextlib.contextmanager
-    def joined(self, options: Mapping[str, str], *, sieve_pixels: int = 0) -> Iterator[dict[str, Path]]:
+    def joined(self, options: Mapping[str, str]) -> Iterator[dict[str, Path]]:
         """Within, every product as one COG on the grid of the map, to be published; the folder of the shards stays.
 
-        `options`: creation options of GDAL's COG driver. Patches of less than `sieve_pixels` of the map take the class
-        around them. Raises SkysenseError where a shard is missing and where GDAL cannot write.
+        `options`: creation options of GDAL's COG driver. Raises SkysenseError where a shard is missing and where GDAL
+        cannot write.
         """
         if self.missing():
             raise SkysenseError(
@@ -189,11 +191,11 @@ class Shards:
                 product = self.plan.product(name)
                 parts = [(self.folder / shard.name / f"{name}.tif", shard.window) for shard in self.shards]
                 draft = write_vrt(parts, grid, product, scratch / f"{name}.shards")
-                sieved = sieve_pixels > 1 and product.kind == "classes"
+                sieved = self.plan.sieve_pixels > 1 and product.kind == "classes"
                 if sieved or differ(grid, target):
                     draft = warp(draft, target, product)
                 if sieved:
-                    sieve(draft, sieve_pixels)
+                    sieve(draft, self.plan.sieve_pixels)
                 finished[name] = write_cog(draft, product, options)
             yield finished
 
