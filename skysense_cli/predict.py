@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from skysense_cli import console, options, tables
-from skysense_core.errors import PartialError
+from skysense_core.errors import PartialError, UsageError
 
 if TYPE_CHECKING:
     from skysense_core.predict import Estimate, PredictConfig, PredictResult
@@ -150,7 +150,7 @@ def predict(
         bool,
         typer.Option(
             "--compile",
-            help="Compile the model first: slower to start, faster on long runs.",
+            help="Compile the model first: some minutes more to start, for long runs.",
             rich_help_panel=options.MACHINE,
         ),
     ] = False,
@@ -243,6 +243,8 @@ def predict(
         "array": tables.part("--shard", shard),
         "overwrite": overwrite,
     }
+    if regions is None and (keep_going or id_column is not None):
+        raise UsageError("--id-column and --keep-going are for --regions")
     settings = PredictConfig(**config.merge(given))
     if regions is not None:
         _each_region(settings, regions, id_column, keep_going=keep_going, dry_run=dry_run, json=json, quiet=quiet)

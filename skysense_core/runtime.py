@@ -14,8 +14,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from skysense_core.errors import Interrupted, UsageError
+from skysense_core.errors import Interrupted, UsageError, unknown
 
+PRECISIONS = ("auto", "bf16", "fp32")
 STATUS, CLEAR_PEAK = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 PAGE_OUT = 21
 """Linux's MADV_PAGEOUT."""
@@ -51,7 +52,12 @@ def has_bfloat16(device: torch.device) -> bool:
 
 
 def uses_bfloat16(device: torch.device, precision: str) -> bool:
-    """What a `--precision` value means: auto (bf16 where the hardware has it), bf16 or fp32."""
+    """What a `--precision` value means: auto (bf16 where the hardware has it), bf16 or fp32.
+
+    Raises UsageError for another one.
+    """
+    if precision not in PRECISIONS:
+        raise unknown("precision", precision, PRECISIONS)
     return precision == "bf16" or (precision == "auto" and has_bfloat16(device))
 
 

@@ -234,3 +234,9 @@ def test_classes_are_a_list_or_a_mapping_in_a_file(tmp_path: Path) -> None:
     path.write_text('oak = "forest"\n')
     with pytest.raises(UsageError, match="classes"):
         classes(str(path))
+
+
+def test_options_of_regions_are_refused_without_them(run: Run) -> None:
+    done = run("predict", "scene.tif", "--out", "map.tif", "--keep-going")
+    assert done.code == 2
+    assert "--keep-going are for --regions" in done.stderr
