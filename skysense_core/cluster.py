@@ -2,8 +2,8 @@
 
 import logging
 import os
-from collections.abc import Callable, Generator, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import TypeVar
 
 from tqdm import tqdm
@@ -41,6 +41,7 @@ def on_cluster(
     with ExitStack() as context:
         if address == LOCAL:
             count = workers or os.cpu_count() or 1
+            context.enter_context(_same_environment())
             started = LocalCluster(n_workers=count, threads_per_worker=1, dashboard_address=":0")
             cluster = context.enter_context(started)
             client = context.enter_context(Client(cluster))
@@ -68,3 +69,15 @@ def on_cluster(
                     f"a worker died {RETRIES + 1} times over one piece: {error}",
                     fix="Mostly it had too little memory: see --max-memory and the workers' logs.",
                 ) from error
+
+
+@contextmanager
+def _same_environment() -> Iterator[None]:
+    """Puts the environment variables back: Dask leaves what it sets for its workers, OMP_NUM_THREADS=1 among them, and
+    a process that is started later would compute with other threads than this one."""
+    before = dict(os.environ)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)

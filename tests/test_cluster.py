@@ -1,5 +1,7 @@
 """Pieces of work on a real Dask scheduler with worker processes; test_resume.py predicts on one."""
 
+import os
+
 import pytest
 
 from skysense_core.cluster import on_cluster
@@ -30,7 +32,9 @@ def test_nobody_at_the_address_is_a_clear_message(monkeypatch):
 
 @pytest.mark.slow
 def test_pieces_come_back_and_errors_keep_their_words():
+    before = dict(os.environ)
     assert sorted(on_cluster("local", halves, double, workers=2)) == [2, 4, 6]
+    assert dict(os.environ) == before
     with pytest.raises(SkysenseError, match=r"piece \d cannot be done") as caught:
         list(on_cluster("local", halves, refuse, workers=2))
     assert caught.value.fix == "Leave it out."

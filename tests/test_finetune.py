@@ -125,8 +125,8 @@ def test_killing_at_any_moment_and_resuming_changes_no_bit(data: Path, tmp_path:
     killed = finetune(given)
     assert killed.metrics == whole.metrics
     for name in ("best", "last"):
-        files = [run.folder / name / "model.safetensors" for run in (whole, killed)]
-        assert files[0].read_bytes() == files[1].read_bytes()
+        tensors = [weights(run.folder / name) for run in (whole, killed)]
+        assert [key for key in tensors[0] if not torch.equal(tensors[0][key], tensors[1][key])] == []
 
 
 def test_starting_from_a_model_takes_its_encoder(

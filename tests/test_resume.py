@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -334,7 +335,8 @@ def test_polygons_and_sieve_come_from_the_same_run(tmp_path, folder):
 def test_two_workers_make_the_bytes_of_one_process_and_one_may_be_killed(tmp_path, folder, whole):
     out = tmp_path / "map.tif"
     distributed = pytest.importorskip("distributed")
-    with distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster:
+    nodes = {"n_workers": 2, "threads_per_worker": 1, "dashboard_address": None}
+    with mock.patch.dict(os.environ), distributed.LocalCluster(**nodes) as cluster:  # Dask changes the environment
         pids = [worker.pid for worker in cluster.workers.values()]
 
         def kill_one_when_a_shard_is_there() -> None:
@@ -391,6 +393,22 @@ def test_a_full_disk_leaves_no_shard_that_is_not_whole(tmp_path, folder, whole, 
         assert max(map(len, whole.values())) <= limit
     predict(settings(folder, out, overwrite=True))
     assert files(out) == whole
+
+
+def test_what_a_killed_join_leaves_goes_with_the_shards(tmp_path, folder, whole, monkeypatch):
+    """A kill runs no clean-up: here its stand-in is a folder that cannot be removed while the map is written."""
+    out = tmp_path / "map.tif"
+
+    def killed(*_: object) -> None:
+        raise KeyError
+
+    with monkeypatch.context() as patch:
+        patch.setattr("skysense_core.predict.shards.write_cog", killed)
+        patch.setattr("skysense_core.geo.cog.shutil.rmtree", lambda _: None)
+        with pytest.raises(KeyError):
+            predict(settings(folder, out))
+    predict(settings(folder, out))
+    assert sorted(path.name for path in tmp_path.iterdir() if path.suffix != ".xml") == sorted(whole)
 
 
 @pytest.mark.slow

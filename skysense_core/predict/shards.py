@@ -186,7 +186,8 @@ class Shards:
             )
         grid, target = grid_of(self.plan.grid), grid_of(self.plan.target)
         finished = {}
-        with scratch_beside(self.out) as scratch:
+        # Among the shards: what a killed process leaves there goes with them.
+        with scratch_beside(self.folder / self.out.name) as scratch:
             for name in self.plan.products:
                 product = self.plan.product(name)
                 parts = [(self.folder / shard.name / f"{name}.tif", shard.window) for shard in self.shards]
