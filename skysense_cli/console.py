@@ -5,6 +5,7 @@ Rich is imported where something is drawn, not with the module: `--help` must no
 
 import json
 import logging
+import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -16,8 +17,17 @@ TOTALS = {"oa": "accuracy", "miou": "mIoU", "mf1": "mean F1", "kappa": "kappa"}
 PER_CLASS = {"iou": "IoU", "f1": "F1", "precision": "precision", "recall": "recall"}
 
 
+def speaks() -> bool:
+    """Whether this process prints for all that torchrun has started."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def start_logging(*, quiet: bool, verbose: bool) -> None:
-    """Send the project's own log lines to stderr: all with `verbose`, warnings only with `quiet`."""
+    """Send the project's own log lines to stderr: all with `verbose`, warnings only with `quiet`.
+
+    Of several processes the first one speaks, and the others where something is wrong.
+    """
+    quiet, verbose = (quiet, verbose) if speaks() else (True, False)
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(message)s"))
     level = logging.DEBUG if verbose else logging.WARNING if quiet else logging.INFO
@@ -60,6 +70,19 @@ def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]
         table.add_column(name, justify="right" if number else "left", overflow="fold")
     for row in rows:
         table.add_row(*map(Text, row))
+    Console().print(table)
+
+
+def print_bars(title: str, rows: Iterable[tuple[str, str, str, str]]) -> None:
+    """A bar chart on stdout: name, number, share and bar of each row."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left", title_style="bold", show_header=False, box=None)
+    for number in range(4):
+        table.add_column(justify="right" if number in (1, 2) else "left", no_wrap=number > 0)
+    for row in rows:
+        table.add_row(*row)
     Console().print(table)
 
 

@@ -174,6 +174,8 @@ def finetune(
         table["out"] = _run_folder(table["task"]["name"], data or ())
         log.info("run folder: %s", table["out"])
     result = run(settings_of.build(FinetuneConfig, table))
+    if not console.speaks():
+        return
     if json:
         console.print_json(settings_of.to_table(result))
     elif not quiet:

@@ -60,7 +60,9 @@ SourceName = Annotated[
 SplitBy = Annotated[
     str | None,
     typer.Option(
-        metavar="RULE", help="How the area is split in space: blocks, west-east or north-south.", rich_help_panel=DATA
+        metavar="RULE",
+        help="How the area is split in space: blocks, west-east or north-south; of a table the column of places.",
+        rich_help_panel=DATA,
     ),
 ]
 Fold = Annotated[
@@ -163,6 +165,36 @@ Workers = Annotated[
 Jobs = Annotated[
     int | None,
     typer.Option("--jobs", "-j", min=1, metavar="N", help="Threads that read ahead.", rich_help_panel=MACHINE),
+]
+
+Window = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        metavar="N",
+        help="Side of a window in pixels of the reference modality; else the model's.",
+        rich_help_panel=MODEL,
+    ),
+]
+Overlap = Annotated[
+    int | None,
+    typer.Option(min=0, help="Pixels that neighbouring windows share; else 5/16 of the window.", rich_help_panel=MODEL),
+]
+MaxMemory = Annotated[
+    str | None,
+    typer.Option(
+        metavar="SIZE",
+        help="Memory to stay below, e.g. 4G: chooses batch size and width of strips.",
+        rich_help_panel=MACHINE,
+    ),
+]
+DryRun = Annotated[
+    bool,
+    typer.Option(
+        "--dry-run",
+        help="Only say how many windows, how much memory, disk and time it takes.",
+        rich_help_panel=MACHINE,
+    ),
 ]
 
 # Output

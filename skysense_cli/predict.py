@@ -55,23 +55,8 @@ def predict(
         Path | None,
         typer.Option(metavar="FILE", help="A raster whose grid the map takes.", rich_help_panel=options.AREA),
     ] = None,
-    window: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            metavar="N",
-            help="Side of a window in pixels of the reference modality; else the model's.",
-            rich_help_panel=options.MODEL,
-        ),
-    ] = None,
-    overlap: Annotated[
-        int | None,
-        typer.Option(
-            min=0,
-            help="Pixels that neighbouring windows share; else 5/16 of the window.",
-            rich_help_panel=options.MODEL,
-        ),
-    ] = None,
+    window: options.Window = None,
+    overlap: options.Overlap = None,
     probabilities: Annotated[
         bool,
         typer.Option(
@@ -117,15 +102,7 @@ def predict(
         Path | None,
         typer.Option(metavar="PNG", help="Also draw image, map and legend.", rich_help_panel=options.OUTPUT),
     ] = None,
-    creation_options: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--co",
-            metavar="KEY=VALUE",
-            help="Creation option of GDAL's COG driver, e.g. --co COMPRESS=ZSTD.",
-            rich_help_panel=options.OUTPUT,
-        ),
-    ] = None,
+    creation_options: options.CreationOptions = None,
     bands: options.Bands = None,
     nodata: options.Nodata = None,
     rescale: options.Rescale = None,
@@ -138,14 +115,7 @@ def predict(
     device: options.Device = None,
     precision: options.Precision = None,
     jobs: options.Jobs = None,
-    max_memory: Annotated[
-        str | None,
-        typer.Option(
-            metavar="SIZE",
-            help="Memory to stay below, e.g. 4G: chooses batch size and width of strips.",
-            rich_help_panel=options.MACHINE,
-        ),
-    ] = None,
+    max_memory: options.MaxMemory = None,
     compile: Annotated[
         bool,
         typer.Option(
@@ -170,14 +140,7 @@ def predict(
             rich_help_panel=options.MACHINE,
         ),
     ] = None,
-    dry_run: Annotated[
-        bool,
-        typer.Option(
-            "--dry-run",
-            help="Only say how many windows, how much memory, disk and time it takes.",
-            rich_help_panel=options.MACHINE,
-        ),
-    ] = False,
+    dry_run: options.DryRun = False,
     overwrite: options.Overwrite = False,
     json: options.Json = False,
     quiet: options.Quiet = False,
@@ -249,7 +212,7 @@ def predict(
     if regions is not None:
         _each_region(settings, regions, id_column, keep_going=keep_going, dry_run=dry_run, json=json, quiet=quiet)
     elif dry_run:
-        _print_estimate(estimate(settings), json=json)
+        print_estimate(estimate(settings), json=json)
     else:
         result = run(settings)
         for note in result.notes:
@@ -310,7 +273,7 @@ def _numbers(one: "Estimate") -> tuple[str, ...]:
     )
 
 
-def _print_estimate(one: "Estimate", *, json: bool) -> None:
+def print_estimate(one: "Estimate", *, json: bool) -> None:
     from skysense_core import config
 
     if json:

@@ -60,9 +60,43 @@ def pretrain(
     seed: Annotated[
         int | None, typer.Option(min=0, metavar="N", help="Of everything random.", rich_help_panel=options.TRAINING)
     ] = None,
+    probe: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DATA",
+            help="A labelled data set on which frozen features are tried as training goes on.",
+            rich_help_panel=options.TRAINING,
+        ),
+    ] = None,
+    probe_every: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            metavar="N",
+            help="Steps between looks at features and probe; else ten looks.",
+            rich_help_panel=options.TRAINING,
+        ),
+    ] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with the run in --out.", rich_help_panel=options.TRAINING)
     ] = False,
+    shard_model: Annotated[
+        bool,
+        typer.Option(
+            "--shard-model",
+            help="Spread the model over the processes (FSDP2).",
+            rich_help_panel=options.TRAINING,
+        ),
+    ] = False,
+    export_every: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            metavar="N",
+            help="Keep the model of every N-th step in exports/STEP.",
+            rich_help_panel=options.OUTPUT,
+        ),
+    ] = None,
     batch_size: options.BatchSize = None,
     device: options.Device = None,
     precision: options.Precision = None,
@@ -93,6 +127,7 @@ def pretrain(
     \b
     Examples:
       skysense pretrain --data pastis/ --preset tiny --out runs/ssl
+      skysense pretrain --data aerial/ --modalities hr --probe tiles/ --out runs/ssl
       skysense pretrain --data pastis/ --modalities s2 --set 'method.levels=["image"]' --out runs/dino
     """
     console.start_logging(quiet=quiet, verbose=verbose)
@@ -136,7 +171,11 @@ def pretrain(
             "batch_size": batch_size,
             "precision": precision,
             "seed": seed,
+            "validate_every": probe_every,
+            "shard_model": shard_model or None,
         },
+        "export_every": export_every,
+        "probe": {"data": {"path": probe}} if probe else None,
         "device": device,
         "workers": workers,
         "resume": resume,
@@ -148,6 +187,8 @@ def pretrain(
         table["out"] = Path("runs") / "pretrain"
         log.info("run folder: %s", table["out"])
     result = run(settings_of.build(PretrainConfig, table))
+    if not console.speaks():
+        return
     if json:
         console.print_json(settings_of.to_table(result))
     elif not quiet:

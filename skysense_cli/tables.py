@@ -102,7 +102,7 @@ def data(
         "labels": None if labels is None else str(labels),
         "label_column": label_column,
         "unlabelled": unlabelled,
-        "classes": None if classes is None else _classes(classes),
+        "classes": class_names(classes),
         "split_by": split_by,
         "fold": fold,
         "read": reading or None,
@@ -110,7 +110,10 @@ def data(
     return {key: value for key, value in table.items() if value is not None}
 
 
-def _classes(text: str) -> tuple[str, ...] | Table:
+def class_names(text: str | None) -> tuple[str, ...] | Table | None:
+    """The names of `--classes`, or the mapping in its file. Raises UsageError where that has none."""
+    if text is None:
+        return None
     if not text.endswith(".toml"):
         return tuple(name.strip() for name in text.split(","))
     from skysense_core import config
@@ -129,6 +132,16 @@ def size(option: str, text: str | None) -> int | None:
     if match is None:
         raise UsageError(f"{option} {text}: not a size", fix=f"For example {option} 4G")
     return int(float(match[1]) * 1024 ** ("KMGT".index(match[2].upper()) + 1))
+
+
+def metres(option: str, text: str | None) -> float | None:
+    """Metres of 500m or 10km. Raises UsageError otherwise."""
+    if text is None:
+        return None
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(m|km)", text)
+    if match is None:
+        raise UsageError(f"{option} {text}: not a length", fix=f"For example {option} 500m or {option} 10km")
+    return float(match[1]) * (1000 if match[2] == "km" else 1)
 
 
 def part(option: str, text: str | None) -> tuple[int, int] | None:

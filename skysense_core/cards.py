@@ -1,9 +1,18 @@
-"""The model card, a `README.md` beside the weights: what went in, what comes out, how good it is, how to use it."""
+"""Two cards beside the weights: `README.md` for people (what went in, what comes out, how good it is, how to use it)
+and `stac-item.json` for catalogues.
+"""
 
+import json
+import logging
+import re
 from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 from skysense_core.modalities import Modality
+
+log = logging.getLogger(__name__)
 
 LIMITS = (
     "The scores hold for places, seasons and sensors like those of the training data. Check a map of another place "
@@ -13,6 +22,16 @@ STATISTICS = (
     "The weights expect pixels in the units above, normalised with the statistics in `model.toml`. How good they are "
     "for a task shows after training only."
 )
+STAC, MLM = "1.1.0", "https://stac-extensions.github.io/mlm/v{}/schema.json"
+MLM_VERSIONS = ("1.4.0", "1.5.0")
+"""Of the Machine Learning Model extension: an item without the data variables of 1.5 is both, and pystac reads 1.4."""
+OTHERS = (
+    "https://stac-extensions.github.io/file/v2.1.0/schema.json",
+    "https://stac-extensions.github.io/classification/v2.0.0/schema.json",
+)
+SHA256 = "1220"
+"""What a multihash of 32 bytes of SHA-256 begins with."""
+NOT_SPDX = "other"
 PER_CLASS = ("iou", "f1", "precision", "recall")
 
 
@@ -64,6 +83,134 @@ def card(
         f"## Use\n\n```\nskysense predict SCENE.tif --model {name} --out MAP.tif\n```",
     ]
     return "\n\n".join(sections) + "\n"
+
+
+def stac_item(
+    *,
+    name: str,
+    task: str | None,
+    version: str,
+    classes: Sequence[str],
+    colours: Sequence[str],
+    modalities: Mapping[str, Modality],
+    training: Mapping[str, Any],
+    licence: str,
+    digest: str,
+    size: int,
+    parameters: int,
+    written: datetime,
+) -> dict[str, Any]:
+    """The STAC item of a model, with the Machine Learning Model extension: inputs with their bands in order, scaling
+    and dimensions, outputs with classes and colours. It is valid for MLM 1.4 and 1.5.
+
+    Where and when the training data were taken is not recorded, so the item has no geometry, as STAC wants it for what
+    has no place, and its time is that at which the weights were `written`.
+    """
+    tasks = ["semantic-segmentation"] if task else []
+    start = training.get("start", training.get("converted_from"))
+    scratch = start == "from scratch"
+    bands = [
+        {"name": band.name, "description": f"{one.title}, {one.level}, {one.unit}", "gsd": one.gsd}
+        for one in modalities.values()
+        for band in one.bands
+    ]
+    return {
+        "type": "Feature",
+        "stac_version": STAC,
+        "stac_extensions": [*(MLM.format(one) for one in MLM_VERSIONS), *OTHERS],
+        "id": name,
+        "geometry": None,
+        "properties": {
+            "datetime": written.strftime("%Y-%m-%dT%H:%M:%SZ"),
+            "description": f"A model for the task {task}." if task else "An encoder to start training from.",
+            "license": NOT_SPDX,
+            "bands": bands,
+            "mlm:name": f"skysense {_plain(name)}".strip(),
+            "mlm:architecture": "SkySense",
+            "mlm:tasks": tasks,
+            "mlm:framework": "PyTorch",
+            "mlm:total_parameters": parameters,
+            "mlm:pretrained": not scratch,
+            **({"mlm:pretrained_source": None if scratch else str(start)} if start else {}),
+            "mlm:accelerator": None,
+            "mlm:input": [_input(key, one) for key, one in modalities.items()],
+            "mlm:output": [_output(tasks, classes, colours)] if task else [],
+            "skysense:version": version,
+            "skysense:licence": licence,
+        },
+        "links": [],
+        "assets": {
+            "model": {
+                "href": "./model.safetensors",
+                "type": "application/octet-stream; application=safetensors",
+                "title": "Weights",
+                "roles": ["mlm:model", "mlm:weights", "data"],
+                "mlm:artifact_type": "safetensors.torch.save_file",
+                "bands": bands,  # STAC allows them above only where an asset has them too
+                "file:size": size,
+                "file:checksum": SHA256 + digest,
+            },
+            "description": {"href": "./model.toml", "type": "application/toml", "roles": ["metadata"]},
+            "card": {"href": "./README.md", "type": "text/markdown", "roles": ["metadata", "overview"]},
+        },
+    }
+
+
+def check_item(path: Path, digest: str) -> None:
+    """Warn where a STAC item is that of other weights: the model is fine, but a catalogue would offer it as another."""
+    try:
+        said = json.loads(path.read_text(encoding="utf-8"))["assets"]["model"]["file:checksum"]
+    except FileNotFoundError:  # older models have none
+        return
+    except (ValueError, KeyError, TypeError):
+        said = None
+    if said != SHA256 + digest:
+        log.warning("%s describes another model, not the weights beside it: copy the folder whole, or delete it", path)
+
+
+def _input(name: str, modality: Modality) -> dict[str, Any]:
+    side = modality.window
+    return {
+        "name": name,
+        "description": f"{modality.title}: {modality.level}, {modality.unit}, {modality.gsd:g} m per pixel",
+        "bands": list(modality.band_names),
+        "input": {
+            "shape": [-1, -1 if modality.dates > 1 else 1, len(modality.bands), side, side],
+            "dim_order": ["batch", "time", "channel", "height", "width"],
+            "data_type": "float32",
+        },
+        "value_scaling": [{"type": "z-score", "mean": band.mean, "stddev": band.std} for band in modality.bands],
+        "resize_type": None,
+        "pre_processing_function": None,
+    }
+
+
+def _output(tasks: Sequence[str], classes: Sequence[str], colours: Sequence[str]) -> dict[str, Any]:
+    return {
+        "name": "logits",
+        "description": "On the grid of the finest input. softmax over channel gives probabilities, argmax the class.",
+        "tasks": list(tasks),
+        "result": {
+            "shape": [-1, len(classes), -1, -1],
+            "dim_order": ["batch", "channel", "height", "width"],
+            "data_type": "float32",
+        },
+        "classification:classes": [
+            {
+                "value": value,
+                "name": _plain(title).replace(" ", "-").replace(".", "-") or f"class-{value}",
+                "description": title,
+                "color_hint": colour.removeprefix("#").upper(),
+            }
+            for value, (title, colour) in enumerate(zip(classes, colours, strict=True))
+        ],
+        "post_processing_function": {"format": "python", "expression": "torch.softmax(logits, dim=1)"},
+    }
+
+
+def _plain(text: str) -> str:
+    """Letters, digits and a few signs: all that names may have in STAC."""
+    return re.sub(r"[^0-9A-Za-z_. -]+", "-", text).strip("-_. ")
 
 
 def _score(value: float | None) -> str:

@@ -1,14 +1,19 @@
-"""A model is a folder that explains itself: `model.safetensors`, `model.toml` and a card, `README.md`.
+"""A model is a folder that explains itself: `model.safetensors`, `model.toml`, and two cards: `README.md` for people
+and `stac-item.json` for catalogues.
 
 `model.toml` holds everything that prediction needs besides the weights: task and classes, the spec of the model, and a
-complete copy of every modality with its statistics. Pickles are never read: reading one can run code.
+complete copy of every modality with its statistics. A file that `skysense export` wrote has it inside. Pickles are
+never read: reading one can run code.
 """
 
 import hashlib
+import json
 import shutil
+import tomllib
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
+from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -18,17 +23,18 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
-from skysense_core import config, modalities, registry
-from skysense_core.cards import card
+from skysense_core import config, modalities, parallel, registry, runtime
+from skysense_core.cards import card, check_item, stac_item
 from skysense_core.errors import SkysenseError, did_you_mean
 from skysense_core.modalities import Modality
+from skysense_core.model.exported import SUFFIXES, load_exported, read_description
 from skysense_core.model.files import save_file
 from skysense_core.model.skysense import ModelSpec, SkySense
 from skysense_core.tasks import Task
 
 FORMAT = 1
 """Version of the layout; a newer one is refused, an older one is read."""
-WEIGHTS, TOML, CARD = "model.safetensors", "model.toml", "README.md"
+WEIGHTS, TOML, CARD, ITEM = "model.safetensors", "model.toml", "README.md", "stac-item.json"
 PICKLES = {".pth", ".pt", ".ckpt", ".pkl", ".bin", ".pickle"}
 ZOO = Path(__file__).parent / "zoo"
 LAYOUT_FIX = f"A model is a folder with {WEIGHTS} and {TOML}, as skysense writes it."
@@ -57,6 +63,8 @@ class Description:
     """Data, steps and starting point, for people."""
     metrics: dict[str, Any]
     """Scores on the validation part that chose these weights."""
+    export: dict[str, Any] = field(default_factory=dict)
+    """Of an exported file, which `folder` then is: format, inputs, sides of its windows and what it was made from."""
 
     @property
     def reference(self) -> str:
@@ -87,14 +95,18 @@ def save_model(
 
     `mapped` is for large weights that still lie in the files they come from; see `save_file`.
 
-    Raises SkysenseError where it cannot be written; nothing half-written stays.
+    Called by process 0, or by all where the model is spread over them. Raises SkysenseError where it cannot be written;
+    nothing half-written stays.
     """
     encoder: SkySense = model.encoder  # type: ignore[assignment]
+    tensors = parallel.whole_state(model)
+    if runtime.rank() != 0:
+        return
     temporary = folder.with_name(f".{folder.name}.new")
     shutil.rmtree(temporary, ignore_errors=True)  # what a kill may have left
     try:
         temporary.mkdir(parents=True)
-        save_file(model.state_dict(), temporary / WEIGHTS, mapped=mapped)
+        save_file(tensors, temporary / WEIGHTS, mapped=mapped)
         table: dict[str, Any] = {
             "format": FORMAT,
             "name": name,
@@ -108,17 +120,25 @@ def save_model(
             "metrics": metrics,
         }
         config.write_toml(temporary / TOML, table)
-        text = card(
-            name=name,
-            task=table["task"]["name"] if task else None,
-            version=table["skysense"],
-            classes=task.classes if task else (),
-            modalities=encoder.modalities,
-            training=training,
-            metrics=metrics,
-            licence=licence,
+        facts: dict[str, Any] = {
+            "name": name,
+            "task": table["task"]["name"] if task else None,
+            "version": table["skysense"],
+            "classes": task.classes if task else (),
+            "modalities": encoder.modalities,
+            "training": training,
+            "licence": licence,
+        }
+        item = stac_item(
+            **facts,
+            colours=task.output.colours if task else (),
+            digest=table["digest"],
+            size=(temporary / WEIGHTS).stat().st_size,
+            parameters=sum(tensor.numel() for tensor in tensors.values()),
+            written=datetime.now(UTC),
         )
-        (temporary / CARD).write_text(text, encoding="utf-8")
+        (temporary / CARD).write_text(card(**facts, metrics=metrics), encoding="utf-8")
+        (temporary / ITEM).write_text(json.dumps(item, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         _replace(temporary, folder)
     except OSError as error:
         raise SkysenseError(f"{folder}: the model could not be written: {error}", fix="Make room there.") from error
@@ -149,7 +169,7 @@ def packaged_models() -> dict[str, Path]:
 
 
 def find_model(path: Path) -> Path:
-    """The model folder that `path` means: itself, the best or else last model of a run, or a packaged model's name.
+    """The model that `path` means: a folder, an exported file, the best or else last model of a run, a packaged name.
 
     Raises SkysenseError for anything else, a pickle first of all.
     """
@@ -158,13 +178,15 @@ def find_model(path: Path) -> Path:
             f"{path}: a pickle is never read, because reading it can run any code in it",
             fix=f"Convert it first: skysense convert {path} --out {path.with_suffix('')}. {LAYOUT_FIX}",
         )
+    if path.suffix.lower() in SUFFIXES and path.is_file():
+        return path
     for folder in (path, path / "best", path / "last"):
         if (folder / TOML).is_file():
             return folder
     packaged = packaged_models()
     if str(path) in packaged:
         return packaged[str(path)]
-    if path.is_file() and path.name in (WEIGHTS, TOML):
+    if path.is_file() and path.name in (WEIGHTS, TOML, ITEM):
         raise SkysenseError(f"{path}: a file of a model, not its folder", fix=f"Give {path.parent}.")
     if path.exists():
         raise SkysenseError(f"{path}: not a model: it has no {TOML}", fix=LAYOUT_FIX)
@@ -173,12 +195,15 @@ def find_model(path: Path) -> Path:
 
 
 def load_description(path: Path) -> Description:
-    """What a model folder, run folder or packaged model says of itself, without its weights.
+    """What a model folder, run folder, packaged model or exported file says of itself, without its weights.
 
     Raises SkysenseError for what `find_model` refuses and for a `model.toml` that is broken or newer than this version.
     """
     folder = find_model(path)
-    table = config.load_toml(folder / TOML)
+    if folder.is_file():
+        table: dict[str, Any] = tomllib.loads(read_description(folder)) | {"digest": _digest(folder)}
+    else:
+        table = config.load_toml(folder / TOML)
     if table.get("format", 0) > FORMAT:
         raise SkysenseError(
             f"{folder}: written in format {table['format']} by skysense {table.get('skysense', '?')}; "
@@ -206,11 +231,12 @@ def _description(folder: Path, table: Mapping[str, Any]) -> Description:
         modalities={name: modalities.from_table(one) for name, one in table["modalities"].items()},
         training=dict(table["training"]),
         metrics=dict(table["metrics"]),
+        export=dict(table.get("export", {})),
     )
 
 
 def load_model(path: Path, device: torch.device) -> LoadedModel:
-    """A model from a model folder, run folder or packaged name.
+    """A model from a model folder, run folder, packaged name or exported file.
 
     Raises SkysenseError for what `load_description` refuses, no or an unknown task, weights that are missing, altered
     or unreadable, and weights that contradict `model.toml`; UsageError where a value in `model.toml` is not allowed.
@@ -221,17 +247,26 @@ def load_model(path: Path, device: torch.device) -> LoadedModel:
             f"{description.folder}: an encoder without a task: it is a start for training and makes no maps",
             fix=f"Train a model from it: skysense finetune --init {description.folder} --task ... --data ...",
         )
-    tensors = _load_weights(description)
     task = config.build(registry.load("tasks", description.task_name), description.settings, "task")
+    said = {field.name: getattr(description, field.name) for field in fields(description)}
+    if description.export:
+        graph = load_exported(description.folder, description.export, description.modalities, device)
+        return LoadedModel(model=graph, task=task, **said)
+    tensors = _load_weights(description)
+    check_item(description.folder / ITEM, description.digest)
     encoder = SkySense(config.build(ModelSpec, description.spec, "model"), description.modalities)
     model = task.build_model(encoder)
     refuse_clash(description.folder, tensors, model.state_dict())
     model.load_state_dict(tensors)
-    said = {field.name: getattr(description, field.name) for field in fields(description)}
     return LoadedModel(model=model.to(device).eval(), task=task, **said)
 
 
 def _load_weights(description: Description) -> dict[str, torch.Tensor]:
+    if description.export:
+        raise SkysenseError(
+            f"{description.folder}: an exported file, which has no weights to start from",
+            fix=f"Give the folder of {description.name}, from which it was made.",
+        )
     weights = description.folder / WEIGHTS
     fix = "Copy the whole folder again."
     if not weights.is_file():
@@ -266,6 +301,23 @@ def refuse_clash(
         )
 
 
+def load_bare(path: Path, device: torch.device) -> tuple[Description, SkySense]:
+    """The encoder of a model folder, run folder or packaged name, ready to run; a task that it has is left out.
+
+    Raises as `load_model` does, but for a missing task.
+    """
+    description = load_description(path)
+    tensors = _encoder_tensors(description)
+    encoder = SkySense(config.build(ModelSpec, description.spec, "model"), description.modalities)
+    refuse_clash(description.folder, tensors, encoder.state_dict())
+    encoder.load_state_dict(tensors)
+    return description, encoder.to(device).eval()
+
+
+def _encoder_tensors(start: Description) -> dict[str, torch.Tensor]:
+    return {key.removeprefix("encoder."): t for key, t in _load_weights(start).items() if key.startswith("encoder.")}
+
+
 def load_encoder(encoder: SkySense, path: Path) -> str:
     """Take the weights of another model's encoder and say, tensor for tensor, what came of them.
 
@@ -274,7 +326,7 @@ def load_encoder(encoder: SkySense, path: Path) -> str:
     where they have no part in common.
     """
     start = load_description(path)
-    found = {key.removeprefix("encoder."): t for key, t in _load_weights(start).items() if key.startswith("encoder.")}
+    found = _encoder_tensors(start)
     expected = encoder.state_dict()
     shared = {_part(key) for key in found} & {_part(key) for key in expected} - {"normalise"}
     if not shared:

@@ -12,7 +12,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from skysense_core import config, modalities, registry, runtime, sources
+from skysense_core import config, modalities, parallel, registry, runtime, sources
 from skysense_core.checkpoint import Description, load_description, load_encoder, save_model
 from skysense_core.data.batch import Batch
 from skysense_core.data.chips import Augment, EvaluationChips, TrainingChips
@@ -24,7 +24,7 @@ from skysense_core.modalities import Modality
 from skysense_core.model.presets import ModelSpec, preset
 from skysense_core.model.skysense import SkySense
 from skysense_core.optim import OptimConfig
-from skysense_core.runs import CONFIG, METRICS, check_folder, clear_folder
+from skysense_core.runs import METRICS, check_folder
 from skysense_core.sources import Source
 from skysense_core.tasks import Task, measure
 from skysense_core.trainer import Objective, TrainConfig, Trainer
@@ -100,6 +100,10 @@ class Supervised(Objective):
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         return self.task.losses(self.model, batch)
 
+    def blocks(self) -> list[nn.Module]:
+        encoder: SkySense = self.model.encoder  # type: ignore[assignment]
+        return encoder.blocks()
+
     def depth(self, parameter: str) -> int:
         """The layer of a parameter, the head above all layers of the encoder."""
         encoder: SkySense = self.model.encoder  # type: ignore[assignment]
@@ -113,14 +117,28 @@ def finetune(given: FinetuneConfig) -> RunResult:
     Raises UsageError for settings that do not fit together or an existing run, SkysenseError for data that cannot be
     learnt from, and Interrupted after a signal, when the run can be resumed.
     """
-    check_folder(given.out, resume=given.resume, overwrite=given.overwrite)
     device = runtime.choose_device(given.device)
+    if given.train.shard_model:
+        raise UsageError("train.shard_model is for pretrain: here each process holds the model", fix="Leave it out.")
+    with parallel.joined(device):
+        return _trained(given, device)
+
+
+def _trained(given: FinetuneConfig, device: torch.device) -> RunResult:
+    check_folder(given.out, resume=given.resume, overwrite=given.overwrite)
+    given.train.own_part()  # refused before the data are read
     start = None if given.init is None else load_description(given.init)
+    if start is not None and "custom" in start.spec and "preset" in given.model:
+        raise UsageError(
+            f"--preset {given.model['preset']}: {given.init} has sizes of its own, which are no preset's",
+            fix="Leave out --preset.",
+        )
     if "preset" in given.model:
         preset(given.model["preset"])  # refused before the data are read
     source_name, source = sources.from_table(given.data)
     wanted = _modalities(given, source, start)
-    train = label_fraction(source.open("train", wanted), given.label_fraction, seed=given.train.seed)
+    known = sources.labelled(source.open("train", wanted), source_name)
+    train = label_fraction(known, given.label_fraction, seed=given.train.seed)
     val = source.open("val", wanted)
     for note in dict.fromkeys((*train.notes, *val.notes)):
         log.info("note: %s", note)
@@ -156,11 +174,6 @@ def finetune(given: FinetuneConfig) -> RunResult:
         *(given.task["name"], source_name, len(train), len(val), steps, resolved.train.samples_per_step, device),
         sum(parameter.numel() for parameter in model.parameters()) / 1e6,
     )
-    if not given.resume:
-        clear_folder(given.out)
-    if not (given.out / CONFIG).exists():
-        given.out.mkdir(parents=True, exist_ok=True)
-        config.write_toml(given.out / CONFIG, config.to_table(replace(resolved, resume=False, overwrite=False)))
     objective = Supervised(task, model)
     Trainer(
         objective,
@@ -173,6 +186,7 @@ def finetune(given: FinetuneConfig) -> RunResult:
         optim_config=resolved.optim,
         device=device,
         settings=resolved.settings(),
+        written=config.to_table(replace(resolved, resume=False, overwrite=False)),
         validate=run.validate,
         best=task.metrics().best,
         export=run.export,
@@ -200,11 +214,14 @@ class _Run:
         self.scores: dict[str, Any] = {}
 
     def batches(self, start: int) -> Iterator[Batch]:
-        size = self.settings.train.batch_size
-        return training_loader(self.train_chips, batch_size=size, start=start, workers=self.workers)
+        size, rank, world = self.settings.train.own_part(), runtime.rank(), runtime.world()
+        return training_loader(
+            self.train_chips, batch_size=size, start=start, workers=self.workers, rank=rank, world=world
+        )
 
     def validate(self) -> dict[str, float]:
-        loader = evaluation_loader(self.val_chips, batch_size=self.settings.train.batch_size, workers=self.workers)
+        size = self.settings.train.own_part()
+        loader = evaluation_loader(self.val_chips, batch_size=size, workers=self.workers)
         self.scores = measure(self.task, self.model, loader, self.device, self.settings.train.precision)
         if not self.scores["pixels"]:
             raise SkysenseError("the validation part has no labelled pixel where there is imagery")
@@ -230,7 +247,7 @@ class _Run:
             metrics={**scores, "classes": self.scores["classes"]},
             licence=settings.licence,
         )
-        if name == "best":
+        if name == "best" and runtime.rank() == 0:
             text = json.dumps(self.scores, indent=1)
             (settings.out / METRICS).write_text(text + "\n", encoding="utf-8")
 
@@ -238,6 +255,7 @@ class _Run:
 def _modalities(given: FinetuneConfig, source: Source, start: Description | None) -> dict[str, Modality]:
     """The modalities to use: those named, else all that the data have (and the start model, if any, knows)."""
     known = {} if start is None else start.modalities
+    own = sources.described(source)
     offered = source.available()
     names = tuple(given.modalities) or (offered if start is None else tuple(name for name in offered if name in known))
     if not names:
@@ -251,7 +269,7 @@ def _modalities(given: FinetuneConfig, source: Source, start: Description | None
         if name in known:
             wanted[name] = modalities.from_table(config.merge(config.to_table(known[name]), fields))
         else:
-            wanted[name] = modalities.load(name, fields)
+            wanted[name] = modalities.load(name, fields, own.get(name))
     for name, gsd in modalities.meeting(wanted).items():
         if "gsd" not in given.modalities.get(name, {}) and given.model.get("align", "input") == "input":
             wanted[name] = replace(wanted[name], gsd=gsd)

@@ -35,7 +35,7 @@ from skysense_core.geo.cog import BLOCK
 from skysense_core.geo.grid import crs_of, differ
 from skysense_core.geo.raster import Stack, open_stack
 from skysense_core.geo.vector import load_aoi, load_polygons
-from skysense_core.geo.windows import Lattice, Window, lattice_for, window_over
+from skysense_core.geo.windows import Lattice, Window, cells_of, lattice_for, window_over
 from skysense_core.merge import Merger
 from skysense_core.modalities import CELL, CELLS, Modality, finest
 from skysense_core.types import Sample
@@ -60,7 +60,7 @@ class Plan:
     scene: Scene
     lattice: Lattice
     region: Window
-    """The part of the scene's grid that is predicted."""
+    """The part of the scene's cells that is predicted."""
     target: GeoBox
     """The grid of the map."""
     notes: tuple[str, ...]
@@ -68,14 +68,14 @@ class Plan:
     @property
     def warped(self) -> bool:
         """Whether the map's grid is another one than the predicted part's."""
-        predicted = self.region.geobox(self.scene.grid)
+        predicted = self.region.geobox(self.scene.cells)
         return differ(predicted, self.target)
 
     def batch_size(self, on: device) -> int:
         """Windows per forward pass, by their size in pixels."""
         scene, cpu = self.scene, on.type == "cpu"
         dates = min(len(scene.stacks[scene.reference].days), scene.modalities[scene.reference].dates)
-        pixels = self.lattice.window**2 * dates
+        pixels = (self.lattice.window * scene.cell) ** 2 * dates
         return min(max((2**20 if cpu else 2**22) // pixels, 1), 32 if cpu else 128)
 
 
@@ -90,10 +90,12 @@ def plan_sweep(
     aoi: Path | None = None,
     region: BaseGeometry | None = None,
     like: Path | None = None,
+    cell: int | None = None,
 ) -> Plan:
     """What to predict of a scene: all of it, or what lies in a box or in polygons, on its own grid or that of `like`.
 
-    `region` is a polygon in the scene's CRS; what lies outside becomes nodata.
+    `region` is a polygon in the scene's CRS; what lies outside becomes nodata. With a `cell` the result has a pixel
+    for every square of so many pixels of the model's grid, a part of `align_of`, and `like` has no effect.
 
     `window` and `shared`: side of a window and pixels that neighbours share, where they are not to be the model's.
     The lattice is always that of the whole scene, so a part gets the same pixels. Raises UsageError where the
@@ -102,14 +104,17 @@ def plan_sweep(
     reference = finest(modalities)
     modality, native = modalities[reference], stacks[reference].geobox
     working, notes = model_grid(native, modality)
-    # A lone Swin encoder has patches of 32 px at its coarsest; otherwise windows are cut in tokens of the fusion grid.
-    align = CELL[modality.encoder] * (1 if len(stacks) == 1 and modality.encoder == "swin" else CELLS)
+    align = align_of({name: modalities[name] for name in stacks})
     lattice = lattice_for(working, window or modality.window, align=align, shared=shared)
     if window not in (None, lattice.window):
         notes.append(f"--window {window}: rounded to {lattice.window}, whole tokens of the model")
     if shared not in (None, lattice.window - lattice.stride):
         notes.append(f"--overlap {shared}: rounded to {lattice.window - lattice.stride}, whole tokens of the model")
-    target = native if like is None else open_stack([like], bands=None).geobox
+    grid, target = working, native if like is None else open_stack([like], bands=None).geobox
+    if cell is not None:
+        grid = target = cells_of(working, cell)
+        shared = (lattice.window - lattice.stride) // cell
+        lattice = lattice_for(grid, lattice.window // cell, align=align // cell, shared=shared)
     if window_over(native, target).empty:
         raise UsageError(f"--like {like} lies outside the scene: {_extent(target)}; the scene is {_extent(native)}")
     for option, source in (("--bbox", bbox), ("--aoi", aoi)):
@@ -118,10 +123,18 @@ def plan_sweep(
     area = None if aoi is None else load_polygons(aoi, column=None, crs=working.crs)
     if region is not None:
         area = GeoDataFrame(geometry=[region], crs=crs_of(working).proj)
-    scene = Scene(stacks=stacks, modalities=modalities, reference=reference, grid=working, area=area)
-    region = window_over(working, target)
-    plan = Plan(scene=scene, lattice=lattice, region=region, target=target, notes=tuple(notes))
-    return replace(plan, region=window_over(working, target, margin=MARGIN)) if plan.warped else plan
+    scene = Scene(stacks=stacks, modalities=modalities, reference=reference, grid=working, area=area, cell=cell or 1)
+    plan = Plan(scene=scene, lattice=lattice, region=window_over(grid, target), target=target, notes=tuple(notes))
+    return replace(plan, region=window_over(grid, target, margin=MARGIN)) if plan.warped else plan
+
+
+def align_of(given: Mapping[str, Modality]) -> int:
+    """Pixels of the finest of some modalities of which windows are multiples.
+
+    A lone Swin encoder has patches of 32 px at its coarsest; otherwise windows are cut in tokens of the fusion grid.
+    """
+    encoder = given[finest(given)].encoder
+    return CELL[encoder] * (1 if len(given) == 1 and encoder == "swin" else CELLS)
 
 
 def _cropped(
@@ -146,11 +159,14 @@ def _extent(box: GeoBox) -> str:
     return f"{', '.join(f'{edge:.7g}' for edge in box.boundingbox)} in {box.crs}"
 
 
-def strip_width(lattice: Lattice, classes: int, width: int, scores: int = STRIP_BYTES) -> int:
-    """Pixels by which the strips of a region of `width` pixels are wide: whole blocks, as `scores` bytes allow."""
-    most = min(max(scores // (4 * classes * lattice.window * BLOCK), 1), WIDEST // BLOCK)
-    blocks = math.ceil(width / BLOCK)
-    return math.ceil(blocks / math.ceil(blocks / most)) * BLOCK
+def strip_width(column: int, width: int, scores: int = STRIP_BYTES, *, block: int = BLOCK, cell: int = 1) -> int:
+    """Pixels by which the strips of a region of `width` pixels are wide: whole blocks, as `scores` bytes allow.
+
+    `column`: bytes that a column of a strip takes. `cell`: pixels of the scene that a pixel is wide.
+    """
+    most = max(min(scores // (column * block), WIDEST // (cell * block)), 1)
+    blocks = math.ceil(width / block)
+    return math.ceil(blocks / math.ceil(blocks / most)) * block
 
 
 def sweep(
@@ -189,15 +205,16 @@ def sweep(
                     missing = batch_size - len(chunk) if padded else 0
                     batch = collate([sample for _, sample in chunk] + [chunk[-1][1]] * missing).to(on)
                     scores = score(batch)
-                    seen = observations(batch, scene.reference)
+                    seen = observations(batch, scene.reference, scene.cell)
                     for index, (window, _) in enumerate(chunk):
                         yield from merged.ready(window)
                         merged.add(window, scores[index], seen[index])
         yield from merged.finish()
 
 
-def observations(batch: Batch, reference: str) -> UInt8[Tensor, "b h w"]:
-    """Images of all modalities that show a pixel of the reference, at most 254; 0 where the reference does not."""
+def observations(batch: Batch, reference: str, cell: int = 1) -> UInt8[Tensor, "b _ _"]:
+    """Images of all modalities that show a cell of the reference, at most 254; 0 where the reference shows less than
+    half of it."""
     images = batch.epochs[0]
     valid = images[reference].valid
     count = valid.sum(dim=1, dtype=torch.float32)
@@ -205,7 +222,8 @@ def observations(batch: Batch, reference: str) -> UInt8[Tensor, "b h w"]:
         if name != reference:
             others = series.valid.sum(dim=1, keepdim=True, dtype=torch.float32)
             count += F.interpolate(others, size=valid.shape[-2:], mode="nearest")[:, 0]
-    return torch.where(valid.any(dim=1), count.clamp(max=254), 0.0).to(torch.uint8)
+    share = F.avg_pool2d(valid.any(dim=1).to(torch.float32), cell)
+    return torch.where(share >= 0.5, F.max_pool2d(count, cell).clamp(max=254), 0.0).to(torch.uint8)
 
 
 def strips_of(region: Window, width: int) -> list[Window]:

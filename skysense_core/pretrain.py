@@ -12,7 +12,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from skysense_core import config, modalities, runtime, sources
+from skysense_core import config, modalities, parallel, runtime, sources
 from skysense_core.checkpoint import load_encoder, save_model
 from skysense_core.data.batch import Batch
 from skysense_core.data.loader import training_loader
@@ -24,14 +24,15 @@ from skysense_core.model.presets import ModelSpec, preset
 from skysense_core.model.selfsupervised import MethodConfig, SelfSupervised
 from skysense_core.model.skysense import SkySense
 from skysense_core.optim import OptimConfig
-from skysense_core.runs import CONFIG, check_folder, clear_folder
+from skysense_core.probe import Probe, ProbeConfig
+from skysense_core.runs import check_folder
 from skysense_core.sources import Source
 from skysense_core.trainer import Objective, TrainConfig, Trainer
 from skysense_core.types import Split
 
 log = logging.getLogger(__name__)
 
-HOW = ("out", "device", "workers", "resume", "overwrite")
+HOW = ("probe", "out", "device", "workers", "export_every", "resume", "overwrite")
 """Settings that say where and how to train, not what; they may change when a run is resumed."""
 INSPECTED = 32
 """Samples whose features are looked at for collapse."""
@@ -69,6 +70,10 @@ class PretrainConfig:
     method: MethodConfig = field(default_factory=MethodConfig)
     optim: PretrainOptim = field(default_factory=PretrainOptim)
     train: TrainConfig = field(default_factory=TrainConfig)
+    export_every: Annotated[int, Field(ge=1)] | None = None
+    """Steps between copies of the teacher that stay, as `exports/STEP`; not given: none."""
+    probe: ProbeConfig | None = None
+    """A labelled data set that the teacher's frozen features are tried on at every validation; not given: none."""
     licence: str = "not stated"
     """Of the weights, for the model card."""
     device: str = "auto"
@@ -92,7 +97,7 @@ class PretrainResult:
     """The folder of the teacher, a model without a task."""
     steps: int
     features: dict[str, float]
-    """Deviation and effective rank of the teacher's image features and entropy of its answers, by modality."""
+    """What `SelfSupervised.inspect` finds in the teacher at the end, and the scores of the probe, if one was given."""
 
 
 class Unlabelled(Objective):
@@ -108,6 +113,13 @@ class Unlabelled(Objective):
         places = places_of(batch.target, self.views)
         return self.learning(batch.epochs, places, batch.lonlat, batch.located, global_views=self.views.global_views)
 
+    def blocks(self) -> list[nn.Module]:
+        return [*self.learning.student.blocks(), *self.learning.teacher.blocks()]
+
+    def parts(self) -> list[nn.Module]:
+        one = self.learning
+        return [*one.student.parts(), *one.teacher.parts(), *one.heads.values(), *one.teacher_heads.values()]
+
     def after_step(self, step: int) -> None:
         self.learning.after_step(step)
 
@@ -118,8 +130,14 @@ def pretrain(given: PretrainConfig) -> PretrainResult:
     Raises UsageError for settings that do not fit together or an existing run, SkysenseError for data that cannot be
     learnt from, and Interrupted after a signal, when the run can be resumed.
     """
-    check_folder(given.out, resume=given.resume, overwrite=given.overwrite)
     device = runtime.choose_device(given.device)
+    with parallel.joined(device, alone=given.train.shard_model):
+        return _trained(given, device)
+
+
+def _trained(given: PretrainConfig, device: torch.device) -> PretrainResult:
+    check_folder(given.out, resume=given.resume, overwrite=given.overwrite)
+    given.train.own_part()  # refused before the data are read
     spec = config.build(ModelSpec, config.merge({"prototypes": given.model.get("fusion", True)}, given.model), "model")
     preset(spec.preset)  # refused before the data are read
     source_name, source = sources.from_table(given.data)
@@ -132,6 +150,11 @@ def pretrain(given: PretrainConfig) -> PretrainResult:
     train = source.open("train", wanted)
     for note in dict.fromkeys(train.notes):
         log.info("note: %s", note)
+    if len(train) == 1:
+        raise SkysenseError(
+            "one sample only: there is no other place that it could be told from",
+            fix="Give more data, or cut the scene into smaller samples.",
+        )
     if len(train) < given.train.batch_size:
         raise SkysenseError(
             f"{len(train)} samples are fewer than one batch of {given.train.batch_size}: a place would be its own"
@@ -160,11 +183,10 @@ def pretrain(given: PretrainConfig) -> PretrainResult:
         *(source_name, len(train), steps, resolved.train.samples_per_step, device),
         sum(parameter.numel() for parameter in student.parameters()) / 1e6,
     )
-    if not given.resume:
-        clear_folder(given.out)
-    if not (given.out / CONFIG).exists():
-        given.out.mkdir(parents=True, exist_ok=True)
-        config.write_toml(given.out / CONFIG, config.to_table(replace(resolved, resume=False, overwrite=False)))
+    if run.probe is not None and not given.resume and runtime.rank() == 0:
+        scores = run.probe.measure(learning.teacher.to(device), device, precision=given.train.precision)
+        shown = ", ".join(f"{name} {value:.3f}" for name, value in scores.items())
+        log.info("before training: %s", shown)
     Trainer(
         Unlabelled(learning, given.views),
         batches=run.batches,
@@ -176,9 +198,11 @@ def pretrain(given: PretrainConfig) -> PretrainResult:
         optim_config=resolved.optim,
         device=device,
         settings=resolved.settings(),
+        written=config.to_table(replace(resolved, resume=False, overwrite=False)),
         validate=run.inspect,
         best=None,
         export=run.export,
+        export_every=given.export_every,
     ).run(resume=given.resume)
     return PretrainResult(
         folder=given.out, model=given.out / "last", steps=steps, features=run.features or run.inspect()
@@ -197,13 +221,19 @@ class _Run:
         self.workers = runtime.choose_workers(settings.workers, device)
         self.chips = ViewChips(train, learning.student.modalities, settings.views, seed=settings.train.seed)
         self.features: dict[str, float] = {}
+        self.probe: Probe | None = None
+        if settings.probe is not None:
+            self.probe = Probe(settings.probe, self.chips.modalities, workers=self.workers)
 
     def batches(self, start: int) -> Iterator[Batch]:
-        size = self.settings.train.batch_size
-        return training_loader(self.chips, batch_size=size, start=start, workers=self.workers)
+        size, rank, world = self.settings.train.own_part(), runtime.rank(), runtime.world()
+        return training_loader(self.chips, batch_size=size, start=start, workers=self.workers, rank=rank, world=world)
 
     def inspect(self) -> dict[str, float]:
-        """The teacher's features of the first view of some samples, always the same ones; collapse is warned about."""
+        """The teacher's features of the first view of some samples, always the same ones, and the probe's scores.
+
+        Collapse is warned about.
+        """
         count = min(len(self.chips), INSPECTED)
         (batch,) = islice(training_loader(self.chips, batch_size=count, start=0, workers=0), 1)
         batch = batch.to(self.device)
@@ -211,11 +241,17 @@ class _Run:
         with runtime.autocast(self.device, self.settings.train.precision):
             self.features = self.learning.inspect(batch.epochs[0], batch.lonlat, batch.located)
         for name, value in self.features.items():
-            if name.endswith(".rank") and value < 1.5 < count / 2:
+            if name.endswith(".rank") and value < 1.1 < count / 2:
                 log.warning(
                     "%s = %.2f: the features of %d images differ in hardly more than one direction (collapse)",
                     *(name, value, count),
                 )
+            if name.endswith(".information") and value < 0.02:
+                log.warning("%s = %.3f: what the teacher answers tells nothing of the image (collapse)", name, value)
+        if self.probe is not None:
+            self.features |= self.probe.measure(
+                self.learning.teacher, self.device, precision=self.settings.train.precision
+            )
         return self.features
 
     def export(self, name: str, scores: Mapping[str, float]) -> None:
@@ -243,7 +279,8 @@ class _Run:
 def _modalities(given: PretrainConfig, source: Source) -> dict[str, Modality]:
     """The modalities to use: those named, else all that the data have."""
     names = tuple(given.modalities) or source.available()
-    wanted = {name: modalities.load(name, given.modalities.get(name, {})) for name in names}
+    own = sources.described(source)
+    wanted = {name: modalities.load(name, given.modalities.get(name, {}), own.get(name)) for name in names}
     for name, gsd in modalities.meeting(wanted).items():
         if "gsd" not in given.modalities.get(name, {}) and given.model.get("align", "input") == "input":
             wanted[name] = replace(wanted[name], gsd=gsd)

@@ -1,4 +1,7 @@
-"""The machine: device, precision, seeds, memory and signals. Nothing else in the project asks torch about hardware."""
+"""The machine: device, precision, seeds, memory, signals, and which of several processes this is.
+
+Nothing else in the project asks torch about hardware.
+"""
 
 import contextlib
 import ctypes
@@ -13,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.distributed as dist
 
 from skysense_core.errors import Interrupted, UsageError, unknown
 
@@ -20,6 +24,8 @@ PRECISIONS = ("auto", "bf16", "fp32")
 STATUS, CLEAR_PEAK = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 PAGE_OUT = 21
 """Linux's MADV_PAGEOUT."""
+PEAKS = {"H200": 989.0, "H100 80GB HBM3": 989.0, "H100 PCIe": 756.0, "A100": 312.0, "L40S": 362.0, "L4": 121.0}
+"""TFLOP/s of GPUs by a part of their name."""
 
 
 def choose_device(name: str = "auto") -> torch.device:
@@ -36,10 +42,29 @@ def choose_device(name: str = "auto") -> torch.device:
 
 
 def choose_workers(given: int | None, device: torch.device) -> int:
-    """Loader processes: as given, else none beside a model on the CPU and as many as the machine has otherwise."""
+    """Loader processes: as given, else none beside a model on the CPU and this process's share of cores otherwise."""
     if given is not None:
         return given
-    return 0 if device.type == "cpu" else min(max((os.cpu_count() or 1) - 1, 0), 8)
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    return 0 if device.type == "cpu" else min(max((os.cpu_count() or 1) // here - 1, 0), 8)
+
+
+def world() -> int:
+    """Processes that train together."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def rank() -> int:
+    """The number of this process, 0..world-1; process 0 alone writes."""
+    return dist.get_rank() if world() > 1 else 0
+
+
+def peak_flops(device: torch.device, precision: str) -> float | None:
+    """What a GPU could do per second with dense matrices in bfloat16, by its maker's data sheet; None: not known."""
+    if device.type != "cuda" or not uses_bfloat16(device, precision):
+        return None
+    name = torch.cuda.get_device_name(device)
+    return next((peak * 1e12 for part, peak in PEAKS.items() if part in name), None)
 
 
 def has_bfloat16(device: torch.device) -> bool:
@@ -159,11 +184,14 @@ def interruptible(message: str) -> Iterator[None]:
 def noted_signals() -> Iterator[list[int]]:
     """Within, a first SIGTERM or SIGINT is only noted in the list, for work that saves at its next consistent point.
 
-    A second one raises Interrupted where it strikes.
+    A second one raises Interrupted where it strikes, but not in one of several processes: a scheduler signals them, and
+    so does torchrun, which kills those that take too long.
     """
     noted: list[int] = []
 
     def note(number: int, _frame: object) -> None:
+        if noted and world() > 1:
+            return
         if noted:
             raise Interrupted(number, "stopped at once by a second signal; what was saved before it is kept")
         noted.append(number)

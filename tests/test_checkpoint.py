@@ -232,3 +232,24 @@ def test_weights_with_a_surplus_tensor_are_refused(folder: Path) -> None:
     edit(folder, lambda table: table.update(digest=checkpoint._digest(weights)))
     with pytest.raises(SkysenseError, match="extra is not part of the model"):
         checkpoint.load_model(folder, CPU)
+
+
+RELEASED = sorted((Path(__file__).parent / "fixtures").glob("format-*.safetensors"))
+"""What the model of each released format gives for a picture; its folder lies beside it."""
+
+
+@pytest.mark.parametrize("expected", RELEASED, ids=lambda path: path.stem)
+def test_a_model_of_every_released_format_gives_what_it_gave(expected: Path) -> None:
+    said = load_file(expected)
+    pixels, valid = said["pixels"], said["valid"]
+    days, dated = torch.ones(1, 1, dtype=torch.int64), torch.zeros(1, 1, dtype=torch.bool)
+    images = {"hr": Series(pixels=pixels, valid=valid, day_of_year=days, dated=dated)}
+    picture = Batch(ids=(), epochs=(images,), lonlat=torch.zeros(1, 2), located=torch.zeros(1, dtype=torch.bool))
+    loaded = checkpoint.load_model(expected.with_suffix(""), CPU)
+    with torch.no_grad():
+        assert (loaded.model(picture) - said["logits"]).abs().max() <= 1e-4
+
+
+def test_there_is_a_fixture_of_every_released_format() -> None:
+    numbers = {int(path.stem.removeprefix("format-")) for path in RELEASED}
+    assert numbers == set(range(1, checkpoint.FORMAT + 1))

@@ -128,6 +128,21 @@ def test_the_python_interface(
             assert made.nodata == 255
 
 
+def test_places_that_look_alike(tmp_path: Path, write_raster: Callable[..., Path], monkeypatch, capsys) -> None:
+    pixels = np.full((3, 260, 520), 60, dtype=np.uint8)
+    pixels[:, :, 260:] = np.random.default_rng(0).integers(1, 255, (3, 260, 260))
+    grid = GeoBox.from_bbox((500000, 4000000, 500104, 4000052), "EPSG:32636", resolution=0.2)
+    scene = write_raster(tmp_path / "scene.tif", pixels, grid, names=("red", "green", "blue"))
+    words = ["embed.py", str(scene), "500020", "4000025", str(tmp_path / "like.tif")]
+    monkeypatch.setattr(sys, "argv", words)
+    runpy.run_path(str(EXAMPLES / "embed.py"))
+    assert "of the scene look much like it" in capsys.readouterr().out
+    with rasterio.open(tmp_path / "like.tif") as made:
+        like = made.read(1)
+        assert made.res == pytest.approx((6.4, 6.4))
+    assert np.nanmean(like[:, :6]) > np.nanmean(like[:, -6:]) + 0.3
+
+
 def striped_scene(path: Path, write_raster: Callable[..., Path]) -> Path:
     """Bright and dark stripes of `STRIPE` metres in every Sentinel-2 band."""
     height, width = GRID.shape

@@ -88,7 +88,10 @@ def test_the_teacher_is_kept_as_a_model_without_a_task_together_with_its_prototy
     start = SkySense(config.build(ModelSpec, found.spec), found.modalities).prototypes
     assert start is not None
     assert tensors["encoder.prototypes.prototypes"].shape == start.prototypes.shape
-    assert set(run.features) == {f"{n}.{what}" for n in ("s2", "fused") for what in ("std", "rank", "entropy")}
+    looks = {f"{n}.{what}" for n in ("s2", "fused") for what in ("std", "rank", "entropy", "information")}
+    (usage,) = set(run.features) - looks
+    assert usage.startswith("prototypes.")
+    assert 0 < run.features[usage] <= 1
 
 
 def test_fine_tuning_starts_from_it(run: PretrainResult, chips: Path, tmp_path: Path) -> None:
@@ -141,7 +144,7 @@ def test_plain_dino_on_pictures_needs_no_fusion(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     for kind, count in (("images", 3), ("masks", 1)):
         (folder / "train" / kind).mkdir(parents=True)
-        for number in range(2):
+        for number in range(3):
             with rasterio.open(
                 folder / "train" / kind / f"{number}.png", "w", "PNG", 256, 256, count, dtype="uint8"
             ) as dataset:

@@ -1,13 +1,9 @@
 """Rasters behind HTTP: only the blocks that are needed are read, once; what breaks off is asked again; 404 is said."""
 
-import itertools
 import logging
-import re
 import sys
-import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +12,7 @@ import rasterio
 import rasterio.shutil
 from affine import Affine
 from odc.geo.geobox import GeoBox
+from server import HEADER, STALL, serving
 
 from skysense_cli.app import main
 from skysense_core.errors import SkysenseError
@@ -28,83 +25,6 @@ RGB = [("red",), ("green",), ("blue",)]
 GRID = GeoBox((2048, 2048), Affine(0.2, 0, 500_000, 0, -0.2, 4_000_000), "EPSG:32636")
 SIDE = 512
 """Of a block."""
-HEADER = 16384
-"""Bytes that GDAL reads of any file to see what it is."""
-STALL = 20
-"""Seconds."""
-NUMBERS = itertools.count()
-
-
-class Server(ThreadingHTTPServer):
-    """One file over HTTP with ranges; counts what it sends and fails where it is told to."""
-
-    daemon_threads = True
-
-    def __init__(self, content: bytes) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.content = content
-        self.folder = f"/{next(NUMBERS)}"
-        """GDAL remembers addresses for as long as the process lives: each server has its own."""
-        self.sent = 0
-        self.asked: list[str] = []
-        self.deaf = 0
-        """So many requests for the headers alone get no answer."""
-        self.status = "404"
-        """The answer where there is no file."""
-        self.faults: list[str] = []
-        """What happens to the next requests for a range: drop, cut or stall in the middle of it, or a status."""
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_port}{self.folder}/scene.tif"
-
-
-class Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-    server: Server
-
-    def log_message(self, *words: object) -> None:
-        pass
-
-    def do_HEAD(self) -> None:
-        if self.server.deaf:
-            self.server.deaf -= 1
-            self.close_connection = True
-        else:
-            self.answer()
-
-    def do_GET(self) -> None:
-        self.answer()
-
-    def answer(self) -> None:
-        server, content = self.server, self.server.content
-        server.asked.append(self.path)
-        span = re.match(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
-        fault = server.faults.pop(0) if span and server.faults else ""
-        found = self.path.split("?")[0] == f"{server.folder}/scene.tif"
-        if fault == "drop":
-            self.close_connection = True
-            return
-        if fault.isdigit() or not found:
-            self.send_response(int(fault if found else server.status))
-            self.send_header("Content-Length", "0")
-            self.end_headers()
-            return
-        part = content[int(span[1]) : int(span[2]) + 1] if span else content
-        self.send_response(206 if span else 200)
-        if span:
-            self.send_header("Content-Range", f"bytes {span[1]}-{int(span[1]) + len(part) - 1}/{len(content)}")
-        self.send_header("Accept-Ranges", "bytes")
-        self.send_header("Content-Length", str(len(part)))
-        self.end_headers()
-        if fault in ("cut", "stall"):
-            self.wfile.write(part[: len(part) // 2])
-            self.wfile.flush()
-            time.sleep(STALL if fault == "stall" else 0)
-            self.close_connection = True
-        elif self.command == "GET":
-            server.sent += len(part)
-            self.wfile.write(part)
 
 
 @pytest.fixture(scope="module")
@@ -128,12 +48,8 @@ def cog(tmp_path_factory, pixels) -> Path:
 
 @pytest.fixture
 def server(cog):
-    with Server(cog.read_bytes()) as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
+    with serving({"scene.tif": cog.read_bytes()}) as server:
         yield server
-        server.shutdown()
-        thread.join()
 
 
 def needed(cog: Path, part: Window) -> int:

@@ -25,7 +25,8 @@ from skysense_core.errors import Interrupted, SkysenseError, UsageError
 from skysense_core.model.presets import ModelSpec
 from skysense_core.model.skysense import SkySense
 from skysense_core.predict import PredictConfig, estimate, finish, predict
-from skysense_core.predict.job import Job, compute_elsewhere
+from skysense_core.predict.elsewhere import compute_elsewhere
+from skysense_core.predict.job import Job
 from skysense_core.predict.shards import Plan, folder_of, of_array, runs
 from skysense_core.tasks.segmentation import Segmentation
 

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import time
 import zipfile
 from datetime import date
 from pathlib import Path
@@ -12,6 +13,7 @@ from affine import Affine
 from odc.geo.geobox import GeoBox
 from products import L2A, REFLECTANCE, TEN, metadata, open_products, pack, write_jp2, write_l2a
 from rasterio.enums import Resampling
+from server import serving
 from surfaces import HR, S2, UTM, noise, oracle
 
 from skysense_core import modalities
@@ -253,6 +255,31 @@ def test_archives_that_are_no_product(tmp_path):
             for member, content in members.items():
                 archive.writestr(member, content)
         assert message in refused(tmp_path / name).message
+
+
+def test_an_archive_on_the_web_is_read_in_parts(tmp_path, monkeypatch):
+    monkeypatch.setattr(time, "sleep", lambda _: None)
+    monkeypatch.setenv("GDAL_HTTP_RETRY_DELAY", "0.1")
+    large = GeoBox((512, 512), UTM.affine, UTM.crs)
+    values = {names[0]: noise(1, large.zoom_out(1 if names[0] in TEN else 2).shape)[0] for names in S2}
+    local = pack(write_l2a(tmp_path / L2A, grid=large, values=values), tmp_path / "S2A_a.zip")
+    content = local.read_bytes()
+    with serving({"S2A_a.zip": content, "S2A_cut.zip": content[:3000]}) as server:
+        server.faults = ["drop", "503", "", "cut"]
+        stack = open_stack(server.url, bands=S2[2:3], unit=REFLECTANCE)
+        assert not server.faults
+        assert (stack.level, stack.days.tolist()) == ("L2A", open_products(local).days.tolist())
+        raster = stack.read(large)
+        np.testing.assert_array_equal(raster.pixels, open_products(local).read(large).pixels[:, 2:3])
+        assert server.sent < 0.6 * len(content)
+        server.refused = {"S2A_a.zip": "403"}
+        for name, text in (
+            ("S2A_a.zip", "refuses to give it"),
+            ("S2A_b.zip", "has no such file"),
+            ("S2A_cut.zip", "not a whole zip archive"),
+        ):
+            with pytest.raises(SkysenseError, match=f"{name}: .*{text}"):
+                open_stack(f"{server.root}/{name}", bands=S2, unit=REFLECTANCE)
 
 
 def test_options_that_a_product_answers_itself(tmp_path):

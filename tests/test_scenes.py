@@ -341,7 +341,6 @@ def test_windows_without_imagery_are_left_out_where_everything_has_a_label(
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"labels": None}, "a scene without labels"),
         ({"rasters": {}}, "a scene without a raster"),
         ({"rasters": {"hr": "absent.tif"}}, "absent.tif: no such file"),
         ({"block": 40}, r"the train part is empty: 1 labelled blocks of 5120 pixels are too few"),

@@ -84,6 +84,7 @@ def trainer_in(folder: Path, **changes: Any) -> Trainer:
         "optim_config": OptimConfig(lr=1e-2),
         "device": torch.device("cpu"),
         "settings": {"optim": {"lr": 1e-2}, "seed": 0},
+        "written": {},
         "validate": validate,
         "best": "minus_steps",
         "export": export,

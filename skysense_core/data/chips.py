@@ -31,8 +31,12 @@ class Augment:
     """Random gain and bias of every image, in normalised units; 0.1 is a mild choice."""
 
 
-def window_of(modalities: Mapping[str, Modality]) -> int:
-    """Side of a window in pixels of the reference modality. Raises UsageError where encoders cannot share it."""
+def window_of(modalities: Mapping[str, Modality], split: Split) -> int:
+    """Side of a window in pixels of the reference modality: the modality's, or less where no sample is so large.
+
+    The points of a table are 4 pixels wide: padded to 64 they would cost 256 times as much. Raises UsageError where
+    encoders cannot share the modality's window.
+    """
     modality = modalities[finest(modalities)]
     unit = CELL[modality.encoder] * CELLS
     if modality.window % unit:
@@ -40,7 +44,12 @@ def window_of(modalities: Mapping[str, Modality]) -> int:
             f"modalities.{modality.name}.window = {modality.window}: windows are multiples of {unit} pixels",
             fix=f"Use {max(round(modality.window / unit), 1) * unit}.",
         )
-    return modality.window
+    largest = 0
+    for index in range(len(split)):
+        largest = max(largest, *split.size(index))
+        if largest >= modality.window:  # mostly so with the first sample
+            return modality.window
+    return -(-largest // unit) * unit
 
 
 class TrainingChips(Dataset[tuple[Sample, np.ndarray]]):
@@ -57,7 +66,7 @@ class TrainingChips(Dataset[tuple[Sample, np.ndarray]]):
         self.encode = encode
         self.augment = augment
         self.seed = seed
-        self.window = window_of(modalities)
+        self.window = window_of(modalities, split)
 
     def __len__(self) -> int:
         return len(self.split)
@@ -84,7 +93,7 @@ class EvaluationChips(Dataset[tuple[Sample, np.ndarray]]):
         self.split = Kept(split)
         self.modalities = modalities
         self.encode = encode
-        self.window = window_of(modalities)
+        self.window = window_of(modalities, split)
         self._windows = [
             (index, row, col)
             for index in range(len(split))

@@ -16,9 +16,9 @@ from skysense_core.geo.grid import crs_of, ground_gsd, place, scaled, transform
 from skysense_core.geo.paths import is_remote
 from skysense_core.geo.raster import ReadOptions, Stack, open_stack
 from skysense_core.geo.vector import LONLAT
-from skysense_core.geo.windows import Window, reflect_pad
+from skysense_core.geo.windows import Window, cells_of, pixels_of, reflect_pad
 from skysense_core.modalities import Modality, finest, side_beside
-from skysense_core.types import Sample
+from skysense_core.types import Raster, Sample
 
 SAME_GSD = 0.1
 """A scene whose pixel size differs less from the model's is used as it is: training has seen as much."""
@@ -75,7 +75,8 @@ def _by_modality(inputs: Sequence[str], modalities: Mapping[str, Modality]) -> d
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scene:
-    """The imagery of every modality, to be read window by window; windows are counted on the reference's grid."""
+    """The imagery of every modality, to be read window by window; windows are counted in cells of the reference's
+    grid, which are its pixels where results lie on these."""
 
     stacks: Mapping[str, Stack]
     modalities: Mapping[str, Modality]
@@ -84,6 +85,13 @@ class Scene:
     """The reference modality's grid at the pixel size that the model gets."""
     area: GeoDataFrame | None = None
     """Polygons in the grid's CRS; windows that touch none are not read."""
+    cell: int = 1
+    """Side of a cell in pixels."""
+
+    @property
+    def cells(self) -> GeoBox:
+        """The grid of the cells: that of the results."""
+        return cells_of(self.grid, self.cell)
 
     def read(self, window: Window, *, blank: bool = False) -> Sample | None:
         """A sample of one window; None where it lies off the area or the reference modality is invalid throughout,
@@ -92,6 +100,7 @@ class Scene:
         The reference is mirrored beyond the scene's border. Every other modality is read on the whole footprint at
         its own pixel size, invalid where it is absent.
         """
+        window = pixels_of(self.grid, self.cell, window)
         inside = self.footprint(window, self.reference)
         if (
             self.area is not None
@@ -110,13 +119,24 @@ class Scene:
         return subsample_dates(sample, {name: modality.dates for name, modality in self.modalities.items()})
 
     def footprint(self, window: Window, name: str) -> GeoBox:
-        """The grid on which a modality is read for a window: the reference's part of it that lies in the scene, or
-        the whole window at another modality's own pixel size."""
+        """The grid on which a modality is read for a window of pixels: the reference's part of it that lies in the
+        scene, or the whole window at another modality's own pixel size."""
         if name == self.reference:
             return (window & Window.of(self.grid)).geobox(self.grid)
         sizes = self.modalities[self.reference], self.modalities[name]
         shape = side_beside(*sizes, window.height), side_beside(*sizes, window.width)
         return scaled(window.geobox(self.grid), shape)
+
+
+def read_place(stacks: Mapping[str, Stack], modalities: Mapping[str, Modality], grid: GeoBox) -> dict[str, Raster]:
+    """Every modality with a stack on the ground of `grid`, which is the reference's, at its own pixel size."""
+    reference, rasters = modalities[finest(modalities)], {}
+    for name, stack in stacks.items():
+        height, width = grid.shape.y, grid.shape.x
+        if name != reference.name:
+            height, width = (side_beside(reference, modalities[name], side) for side in (height, width))
+        rasters[name] = stack.read(scaled(grid, (height, width)))
+    return rasters
 
 
 def model_grid(native: GeoBox, modality: Modality) -> tuple[GeoBox, list[str]]:

@@ -56,7 +56,7 @@ def measure_bands(split: Split, *, most: int = 256) -> dict[str, BandStatistics]
     Raises SkysenseError for a modality without a valid pixel or with a constant band, which cannot be normalised.
     """
     found: dict[str, BandStatistics] = {}
-    for index in tqdm(_spread(len(split), most), desc="statistics", unit="sample", disable=None):
+    for index in tqdm(spread(len(split), most), desc="statistics", unit="sample", disable=None):
         for epoch in split[index].epochs:
             for name, raster in epoch.items():
                 own = BandStatistics.of(raster)
@@ -73,10 +73,11 @@ def measure_bands(split: Split, *, most: int = 256) -> dict[str, BandStatistics]
 def count_classes(split: Split, *, most: int = 4096) -> Int[np.ndarray, "k"]:
     """Labelled pixels of every class over at most `most` evenly spaced samples."""
     counts = np.zeros(IGNORE + 1, dtype=np.int64)
-    for index in tqdm(_spread(len(split), most), desc="labels", unit="sample", disable=None):
+    for index in tqdm(spread(len(split), most), desc="labels", unit="sample", disable=None):
         counts += np.bincount(split.label(index).codes.ravel(), minlength=IGNORE + 1)
     return counts[: len(split.classes)]
 
 
-def _spread(count: int, most: int) -> list[int]:
+def spread(count: int, most: int) -> list[int]:
+    """At most `most` evenly spaced numbers of 0..count-1."""
     return np.unique(np.linspace(0, count - 1, min(count, most)).round().astype(np.int64)).tolist()

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import rioxarray  # noqa: F401  its accessor writes the CRS
 import xarray as xr
+from affine import Affine
 from jaxtyping import Bool, Num
 from odc.geo.geobox import GeoBox
 
@@ -208,6 +209,23 @@ def _found(array: xr.DataArray, band: str, count: int) -> tuple[Found, ...]:
 
 def _texts(values: object) -> list[str]:
     return [str(value) for value in np.atleast_1d(np.asarray(values))]
+
+
+def has_place(array: xr.DataArray) -> bool:
+    """Whether an array has a CRS."""
+    return array.rio.crs is not None
+
+
+def placed(array: xr.DataArray, extent: tuple[float, float], lonlat: tuple[float, float]) -> xr.DataArray:
+    """An array (..., rows, columns) without a CRS on a grid of `extent` (metres: height, width) around a place in
+    degrees. The first pixel lies at the origin of an equal-area CRS of its own."""
+    row, col = array.dims[-2:]
+    (rows, columns), (height, width) = array.shape[-2:], extent
+    down, right = height / rows, width / columns
+    crs = f"+proj=laea +lon_0={lonlat[0]} +lat_0={lonlat[1]} +x_0={width / 2} +y_0={-height / 2} +datum=WGS84 +type=crs"
+    centres = {"y": -down * (np.arange(rows) + 0.5), "x": right * (np.arange(columns) + 0.5)}
+    laid = array.drop_vars([row, col], errors="ignore").rename({row: "y", col: "x"}).assign_coords(centres)
+    return laid.rio.write_crs(crs).rio.write_transform(Affine(right, 0, 0, 0, -down, 0))
 
 
 def layer_of(stack: Stack) -> ArrayLayer:

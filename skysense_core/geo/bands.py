@@ -13,8 +13,10 @@ from skysense_core.errors import UsageError
 
 _GENERIC = re.compile(r"(band|layer|channel)?[\s_-]*\d*", re.IGNORECASE)
 _COMMON = frozenset(  # STAC's common names
-    {"pan", "coastal", "blue", "green", "red", "rededge", "nir", "nir08", "nir09", "swir16", "swir22"}
+    {"pan", "coastal", "blue", "green", "yellow", "red", "nir", "nir08", "nir09", "cirrus", "swir16", "swir22"}
+    | {"rededge", "rededge1", "rededge2", "rededge3", "rededge071", "rededge075", "rededge078"}
 )
+_COLOURS = frozenset(name.rstrip("0123456789") for name in _COMMON) | {"lwir"}
 _DECIBEL = re.compile(r"[-_.\s][(\[]?db[)\]]?$", re.IGNORECASE)  # SNAP writes Sigma0_VV_db
 _SENSOR_CODE = re.compile(r"[A-Za-z]{1,3}\d{1,2}[A-Za-z]?|[VH][VH]", re.IGNORECASE)
 
@@ -31,11 +33,13 @@ class Found:
     """The names are words of a file name, of which at most one means a band."""
     product: bool = False
     """The names are those of a product as a whole, which `--bands` does not change."""
+    common: str | None = None
+    """Its common name where that is stated as such: it says which part of the spectrum a sensor's code (B5) means."""
 
     @property
     def label(self) -> str | None:
         """The one name by which to call it; None where it has none."""
-        known = [name for name in self.names if not self.loose or _is_band_word(name)]
+        known = [name for name in self.names if not self.loose or is_band_word(name)]
         return known[0] if known else None
 
 
@@ -44,7 +48,8 @@ def canonical(name: str) -> str:
     return re.sub(r"[\s_-]", "", name).lower()
 
 
-def _is_band_word(word: str) -> bool:
+def is_band_word(word: str) -> bool:
+    """Whether a word by itself names a band: a sensor's code (B04, VV) or a common name (red, nir08)."""
     return bool(_SENSOR_CODE.fullmatch(word)) or canonical(word) in _COMMON
 
 
@@ -82,18 +87,33 @@ def match(wanted: Sequence[tuple[str, ...]], found: Sequence[Found], path: str) 
     """
     matches: dict[int, int] = {}
     for position, names in enumerate(wanted):
+        near = [item if _agrees(names, item) else Found() for item in found]
         for name in map(canonical, names):
             for strong in (True, False):
-                hits = _holders(name, [item if item.weak is not strong else Found() for item in found])
+                hits = _holders(name, [item if item.weak is not strong else Found() for item in near])
                 if len(hits) > 1:
-                    raise UsageError(
-                        f"{path}: bands {' and '.join(str(hit + 1) for hit in hits)} are both called {name}",
-                        fix="Say which is which, - leaving one out: --bands "
-                        + ",".join(item.label or "-" for item in found),
-                    )
+                    raise _ambiguous(name, hits, found, path)
                 if hits and position not in matches:
                     matches[position] = hits[0]
     return matches
+
+
+def _agrees(names: Sequence[str], found: Found) -> bool:
+    """Whether a wanted band may have this common name: Landsat's B5 is near infrared, Sentinel-2's red edge."""
+    colours = {canonical(name).rstrip("0123456789") for name in names} & _COLOURS
+    if "nir" in colours:
+        colours |= {"rededge"}  # what B8A of Sentinel-2 is called in half of the catalogues
+    return not colours or found.common is None or canonical(found.common).rstrip("0123456789") in colours
+
+
+def _ambiguous(name: str, hits: Sequence[int], found: Sequence[Found], path: str) -> UsageError:
+    if all(found[hit].product for hit in hits):
+        listing = " and ".join(found[hit].names[-1] for hit in hits)
+        return UsageError(f"{path}: {listing} are both called {name}", fix="Give the file of the one that is meant.")
+    return UsageError(
+        f"{path}: bands {' and '.join(str(hit + 1) for hit in hits)} are both called {name}",
+        fix="Say which is which, - leaving one out: --bands " + ",".join(item.label or "-" for item in found),
+    )
 
 
 def _holders(name: str, found: Sequence[Found]) -> list[int]:
@@ -116,7 +136,7 @@ def missing(
     most = max(found.values(), key=len)
     fix = "Give the files of all bands together; --bands names the bands of a file in its order."
     if all(band.product for bands in found.values() for band in bands):
-        fix = "Products are read whole: download it again if files are missing; L2A has no B10."
+        fix = "Products and items are read as they are: download it again if files are missing; L2A has no B10."
     elif len(most) >= len(absent):
         example = ",".join([names[0] for names in wanted] + ["-"] * (len(most) - len(wanted)))
         fix = f"Name the bands of the file in its order (- leaves one out), for example --bands {example}"

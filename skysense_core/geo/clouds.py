@@ -30,13 +30,21 @@ SCL = {
 """Classes of the scene classification of Sentinel-2 L2A (Sen2Cor) that are left out. Kept are 2 (dark or topographic
 shadow), 4 vegetation, 5 bare, 6 water, 7 unclassified and 11 snow; where 0 (nodata) stands, the bands have none."""
 
+LEFT_OUT = (
+    "left out by the scene classification: "
+    + ", ".join(f"{code} {name}" for code, name in SCL.items())
+    + "; --cloud-mask none keeps them"
+)
+UNKNOWN = "no scene classification (SCL) in a product: clouds are not left out"
+"""What is said of L2A."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Masked:
     """A layer without the pixels that a mask leaves out."""
 
     layer: Layer
-    mask: FileLayer
+    mask: Layer
     hidden: tuple[int, ...] | None
     """The mask's values that are left out; None: all but 0."""
 

@@ -20,6 +20,7 @@ import rasterio.shutil
 from jaxtyping import Num
 from odc.geo.geobox import GeoBox
 from rasterio._err import CPLE_BaseError
+from rasterio.enums import Interleaving
 from rasterio.errors import RasterioError
 from rasterio.windows import Window as RasterioWindow
 
@@ -33,6 +34,7 @@ BLOCK = 512
 CACHE = 64 * 2**20
 """Bytes of decoded blocks that GDAL may keep while it copies; its own default is a share of the machine's memory."""
 FULL = "Is there space left on the disk?"
+HALF = "float16"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,14 +47,29 @@ class Product:
     """Description of each band."""
     dtype: str = "uint8"
     nodata: float = 255.0
-    scale: float = 1.0
-    """Value = stored number * scale + offset."""
-    offset: float = 0.0
+    scale: float | tuple[float, ...] = 1.0
+    """Value = stored number * scale + offset; one of each, or one per band."""
+    offset: float | tuple[float, ...] = 0.0
     classes: tuple[str, ...] = ()
     """Names of the codes 0..k-1."""
     colours: tuple[str, ...] = ()
     """One `#rrggbb` per class."""
     tags: Mapping[str, str] = field(default_factory=dict)
+    block: int = BLOCK
+    """Side of a block in pixels; a smaller one where there are very many bands."""
+
+    @property
+    def scaling(self) -> tuple[tuple[float, float], ...]:
+        """Scale and offset of each band; none where stored numbers are the values."""
+        if (self.scale, self.offset) == (1.0, 0.0):
+            return ()
+        each = (np.broadcast_to(value, len(self.bands)).tolist() for value in (self.scale, self.offset))
+        return tuple(zip(*each, strict=True))
+
+    @property
+    def pixel(self) -> str:
+        """The type that GDAL has for the pixels; floats of 16 bits are its Float32 with NBITS=16."""
+        return "float32" if self.dtype == HALF else self.dtype
 
 
 class RowWriter:
@@ -65,19 +82,18 @@ class RowWriter:
     def __init__(self, path: Path, grid: GeoBox, product: Product) -> None:
         self.path = path
         self._height = grid.shape.y
-        self._count = len(product.bands)
+        self._count, self._block = len(product.bands), product.block
         self._row = self._col = self._held = 0
-        self._rows = np.empty((self._count, 0, 0), dtype=product.dtype)
+        self._rows = np.empty((self._count, 0, 0), dtype=product.pixel)
         with _explained(path):
             self._dataset = rasterio.open(path, "w", **_profile(grid, product))
-        if product.colours:
+        if product.colours and product.dtype == "uint8":  # longer tables come with the VRT that joins the shards
             table = {code: (*bytes.fromhex(colour.lstrip("#")), 255) for code, colour in enumerate(product.colours)}
             self._dataset.write_colormap(1, table | {int(product.nodata): (0, 0, 0, 0)})
         for index, name in enumerate(product.bands, start=1):
             self._dataset.set_band_description(index, name)
-        if (product.scale, product.offset) != (1.0, 0.0):
-            self._dataset.scales = (product.scale,) * self._count
-            self._dataset.offsets = (product.offset,) * self._count
+        if product.scaling:
+            self._dataset.scales, self._dataset.offsets = zip(*product.scaling, strict=True)
         names = {f"CLASS_{code}": name for code, name in enumerate(product.classes)}
         self._dataset.update_tags(**names, **product.tags)
 
@@ -85,12 +101,12 @@ class RowWriter:
         """The next rows of a strip (`window` says where), or the first ones of the next strip."""
         if window.row == 0:
             self._row, self._col, self._held = 0, window.col, 0
-            self._rows = np.empty((self._count, BLOCK, window.width), dtype=rows.dtype)
+            self._rows = np.empty((self._count, self._block, window.width), dtype=rows.dtype)
         while rows.shape[1]:
-            n = min(BLOCK - self._held, rows.shape[1])
+            n = min(self._block - self._held, rows.shape[1])
             self._rows[:, self._held : self._held + n] = rows[:, :n]
             self._held, rows = self._held + n, rows[:, n:]
-            if self._held == BLOCK or self._row + self._held == self._height:
+            if self._held == self._block or self._row + self._held == self._height:
                 self._flush()
 
     def _flush(self) -> None:
@@ -137,8 +153,10 @@ def write_cog(source: Path, product: Product, options: Mapping[str, str] | None 
     creation = {
         "COMPRESS": "DEFLATE",
         "PREDICTOR": "STANDARD" if integer else "FLOATING_POINT",
-        "BLOCKSIZE": str(BLOCK),
+        "BLOCKSIZE": str(product.block),
+        **({"NBITS": "16"} if product.dtype == HALF else {}),
         "OVERVIEWS": "IGNORE_EXISTING",
+        "NUM_THREADS": "ALL_CPUS",  # the same bytes sooner
         "OVERVIEW_RESAMPLING": "MODE" if product.kind == "classes" else "AVERAGE",
         "BIGTIFF": "IF_SAFER",
         **{key.upper(): value for key, value in (options or {}).items()},
@@ -173,7 +191,18 @@ def scratch_beside(out: Path) -> Iterator[Path]:
     try:
         yield Path(folder)
     finally:
-        shutil.rmtree(folder)
+        with contextlib.suppress(FileNotFoundError):  # gone already, with what it lies in
+            shutil.rmtree(folder)
+
+
+def shows_anything(path: Path) -> bool:
+    """Whether any pixel of a raster's first band is valid."""
+    with rasterio.open(path) as dataset:
+        for row in range(0, dataset.height, BLOCK):
+            window = RasterioWindow(0, row, dataset.width, min(BLOCK, dataset.height - row))
+            if dataset.read_masks(1, window=window).any():
+                return True
+    return False
 
 
 def class_areas(path: Path, classes: int) -> tuple[float, ...]:
@@ -195,13 +224,13 @@ def _profile(grid: GeoBox, product: Product) -> dict[str, object]:
         "height": grid.shape.y,
         "width": grid.shape.x,
         "count": len(product.bands),
-        "dtype": product.dtype,
+        "dtype": product.pixel,
         "crs": str(grid.crs),
         "transform": grid.affine,
         "nodata": product.nodata,
         "tiled": True,
-        "blockxsize": BLOCK,
-        "blockysize": BLOCK,
+        "blockxsize": product.block,
+        "blockysize": product.block,
         "interleave": "band",
         "photometric": "minisblack",
         "alpha": "unspecified",
@@ -209,6 +238,7 @@ def _profile(grid: GeoBox, product: Product) -> dict[str, object]:
         "zlevel": 1,
         "BIGTIFF": "IF_SAFER",
         "SPARSE_OK": True,
+        **({"NBITS": 16} if product.dtype == HALF else {}),
     }
 
 
@@ -225,7 +255,8 @@ def _name_categories(vrt: Path, classes: tuple[str, ...]) -> None:
 def _check(copy: Path) -> None:
     """On a full disk GDAL may lose the last block without an error, when it closes the file: compare with its size."""
     with _explained(copy), rasterio.open(copy) as dataset:
-        for index in range(1, dataset.count + 1):
+        shared = dataset.interleaving == Interleaving.pixel  # all bands in one block
+        for index in range(1, 2 if shared else dataset.count + 1):
             for (i, j), window in dataset.block_windows(index):
                 offset = dataset.get_tag_item(f"BLOCK_OFFSET_{j}_{i}", "TIFF", bidx=index)
                 size = dataset.get_tag_item(f"BLOCK_SIZE_{j}_{i}", "TIFF", bidx=index)

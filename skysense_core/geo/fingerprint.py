@@ -6,7 +6,7 @@ import urllib.request
 from pathlib import Path
 
 from skysense_core.errors import SkysenseError
-from skysense_core.geo.paths import is_plain
+from skysense_core.geo.paths import is_document, is_plain
 
 TIMEOUT = 30
 """Seconds to wait for a server's headers."""
@@ -16,8 +16,8 @@ def fingerprint(path: str) -> str:
     """Size and time of change of a file (of all files of a Zarr store, of the archive of a path within one), or the
     ETag or the date of change that a web server states.
 
-    Other stores (s3:// and the like) are known by their address alone: an empty text. Raises SkysenseError where an
-    input has gone.
+    A STAC item is known with its files of this machine. Other stores (s3:// and the like) are known by their address
+    alone: an empty text. Raises SkysenseError where an input has gone.
     """
     web = re.search(r"https?://.*", path)
     if web:
@@ -26,13 +26,21 @@ def fingerprint(path: str) -> str:
         held = next((parent for parent in _parents(path) if parent.exists()), None)
         return "" if held is None else fingerprint(str(held))
     try:
-        files = (
-            sorted(item for item in Path(path).rglob("*") if item.is_file()) if Path(path).is_dir() else [Path(path)]
-        )
+        files = _files(path)
         states = [item.stat() for item in files]
     except OSError as error:
         raise SkysenseError(f"{path}: {error.strerror}") from None
     return f"{sum(state.st_size for state in states)} bytes, changed {max(state.st_mtime_ns for state in states)}"
+
+
+def _files(path: str) -> list[Path]:
+    if is_document(path):
+        from skysense_core.geo.catalog import absolute, load_item
+
+        location = path.partition("#")[0]
+        addresses = [absolute(asset.href, location) for asset in load_item(path).assets.values()]
+        return [Path(location), *(Path(one) for one in addresses if is_plain(one) and Path(one).is_file())]
+    return sorted(item for item in Path(path).rglob("*") if item.is_file()) if Path(path).is_dir() else [Path(path)]
 
 
 def _parents(path: str) -> list[Path]:

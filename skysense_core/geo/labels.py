@@ -132,6 +132,20 @@ class Codes:
         return self.legend.encode(raster.pixels[0, 0], raster.valid[0], self.stack.paths[0])
 
 
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Truth:
+    """The labels over a scene, and where they count."""
+
+    labels: Labels
+    area: gpd.GeoDataFrame | None
+
+    def read(self, grid: GeoBox) -> UInt8[np.ndarray, "h w"]:
+        codes = self.labels.read(grid)
+        if self.area is None:
+            return codes
+        return np.where(vector.rasterize(self.area, [1], grid, fill=0) == 1, codes, np.uint8(IGNORE))
+
+
 def open_labels(
     labels: Sequence[tuple[str, GeoBox]], *, column: str | None, classes: Classes | None, unlabelled: str
 ) -> tuple[Legend, list[Labels], tuple[str, ...]]:

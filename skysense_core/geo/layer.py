@@ -11,6 +11,7 @@ import time
 import warnings
 from collections import OrderedDict, defaultdict
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -46,6 +47,7 @@ _REMOTE = {
     "GDAL_HTTP_LOW_SPEED_TIME": "60",
 }
 _HANDLES = 128
+_JPEG2000 = re.compile(r"\.(jp2|j2k|jpx|jpf)(?!\w)", re.IGNORECASE)
 _local = threading.local()
 _shared = SimpleNamespace()
 _turns: defaultdict[str, threading.RLock] = defaultdict(threading.RLock)
@@ -94,10 +96,17 @@ def access(path: str, read: Callable[[], T], where: str = "") -> T:
     naming the file and `where` in it.
     """
     try:
-        return _remotely(path, read) if is_remote(path) else read()
+        with _in_this_thread(path):
+            return _remotely(path, read) if is_remote(path) else read()
     except (RasterioError, CPLE_BaseError) as error:
         _forget_error()
         raise _explained(path, where, error) from None
+
+
+def _in_this_thread(path: str) -> AbstractContextManager[object]:
+    """Within, GDAL decodes JPEG 2000 in the thread that asks: from its own threads no error of a damaged block comes
+    back, and zeros would be read for it."""
+    return rasterio.Env(GDAL_NUM_THREADS="1") if _JPEG2000.search(path) else nullcontext()
 
 
 def _forget_error() -> None:

@@ -13,8 +13,9 @@ from xml.etree import ElementTree
 
 from skysense_core.errors import SkysenseError, UsageError
 from skysense_core.geo import dates
+from skysense_core.geo.archive import open_web
 from skysense_core.geo.files import TERRAIN_CORRECT
-from skysense_core.geo.paths import METADATA
+from skysense_core.geo.paths import METADATA, is_web
 from skysense_core.geo.series import SHIFTED_BASELINE
 
 BANDS = {
@@ -62,7 +63,7 @@ class Content:
                 with open(Path(self.path) / self.metadata, "rb") as file:
                     content = file.read(MOST_METADATA + 1)
             else:
-                with zipfile.ZipFile(self.path) as archive, archive.open(self.inner + self.metadata) as packed:
+                with _archive(self.path) as archive, archive.open(self.inner + self.metadata) as packed:
                     content = packed.read(MOST_METADATA + 1)
         except (OSError, zipfile.BadZipFile, zlib.error, RuntimeError) as error:
             raise SkysenseError(f"{self.path}: {self.metadata} cannot be read: {error}", fix=AGAIN) from None
@@ -80,7 +81,7 @@ def open_content(path: str) -> Content:
         images = [item.relative_to(place).as_posix() for pattern in _IMAGES for item in sorted(place.glob(pattern))]
     else:
         inner, names = _packed(path)
-        root = f"/vsizip/{{{path}}}/{inner}"
+        root = f"/vsizip/{{{'/vsicurl/' * is_web(path)}{path}}}/{inner}"
         names = [name.removeprefix(inner) for name in names if name.startswith(inner)]
         top = [name for name in names if "/" not in name]
         images = [name for name in names if any(PurePosixPath(name).match(pattern) for pattern in _IMAGES)]
@@ -93,7 +94,7 @@ def open_content(path: str) -> Content:
 def _packed(path: str) -> tuple[str, list[str]]:
     """(where the product lies in a zip archive, all names in it)."""
     try:
-        with zipfile.ZipFile(path) as archive:
+        with _archive(path) as archive:
             names = sorted(archive.namelist())
     except (zipfile.BadZipFile, OSError) as error:
         raise SkysenseError(f"{path}: not a whole zip archive: {error}", fix="Download or copy it again.") from None
@@ -110,6 +111,11 @@ def _packed(path: str) -> tuple[str, list[str]]:
         listing = ", ".join(str(PurePosixPath(name).parent) for name in found)
         raise UsageError(f"{path}: holds {len(found)} products: {listing}", fix="Unpack it, and give them one by one.")
     return found[0].removesuffix(PurePosixPath(found[0]).name), names
+
+
+def _archive(path: str) -> zipfile.ZipFile:
+    """Of one on the web only the directory and what is asked for are fetched."""
+    return zipfile.ZipFile(open_web(path) if is_web(path) else path)
 
 
 def _no_product(path: str, name: str) -> SkysenseError:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from itertools import count, takewhile
 from pathlib import Path
 
+import numpy as np
 import rasterio
 from affine import Affine
 from odc.geo.geobox import GeoBox
@@ -20,7 +21,7 @@ from rasterio.errors import RasterioError
 from rasterio.io import DatasetReader
 
 from skysense_core.errors import SkysenseError, UsageError
-from skysense_core.geo.cog import BLOCK, Product
+from skysense_core.geo.cog import HALF, Product
 from skysense_core.geo.grid import LATTICE, aligned
 from skysense_core.geo.paths import is_plain
 from skysense_core.geo.windows import Window
@@ -74,14 +75,20 @@ def _product(dataset: DatasetReader) -> Product:
     return Product(
         kind="classes" if classes else "continuous",
         bands=tuple(name or "" for name in dataset.descriptions),
-        dtype=dataset.dtypes[0],
+        dtype=HALF if dataset.tags(1, ns="IMAGE_STRUCTURE").get("NBITS") == "16" else dataset.dtypes[0],
         nodata=dataset.nodata,
-        scale=dataset.scales[0],
-        offset=dataset.offsets[0],
+        scale=_one(dataset.scales),
+        offset=_one(dataset.offsets),
+        block=dataset.block_shapes[0][0],
         classes=classes,
         colours=() if colours is None else tuple(_hex(*colours[code]) for code in range(len(classes))),
         tags={key: tags[key] for key in tags if not re.fullmatch(r"CLASS_\d+|AREA_OR_POINT", key)},
     )
+
+
+def _one(values: tuple[float, ...]) -> float | tuple[float, ...]:
+    """The value that all bands have, or those of each."""
+    return values[0] if len(set(values)) == 1 else values
 
 
 def _hex(red: int, green: int, blue: int, _alpha: int) -> str:
@@ -156,16 +163,17 @@ def write_vrt(parts: Sequence[tuple[str | Path, Window]], grid: GeoBox, product:
         band = ET.SubElement(
             root,
             "VRTRasterBand",
-            dataType=TYPES[product.dtype],
+            dataType=TYPES[product.pixel],
             band=str(index),
-            blockXSize=str(BLOCK),
-            blockYSize=str(BLOCK),
+            blockXSize=str(product.block),
+            blockYSize=str(product.block),
         )
         ET.SubElement(band, "Description").text = name
         ET.SubElement(band, "NoDataValue").text = repr(product.nodata)
-        if (product.scale, product.offset) != (1.0, 0.0):
-            ET.SubElement(band, "Offset").text = repr(product.offset)
-            ET.SubElement(band, "Scale").text = repr(product.scale)
+        if product.scaling:
+            scale, offset = product.scaling[index - 1]
+            ET.SubElement(band, "Offset").text = repr(offset)
+            ET.SubElement(band, "Scale").text = repr(scale)
         if product.colours:
             ET.SubElement(band, "ColorInterp").text = "Palette"
             _colour_table(band, product)
@@ -184,7 +192,7 @@ def _name(path: str | Path) -> str:
 def _colour_table(band: ET.Element, product: Product) -> None:
     table = ET.SubElement(band, "ColorTable")
     entries = {code: (*bytes.fromhex(colour.lstrip("#")), 255) for code, colour in enumerate(product.colours)}
-    for code in range(256):
+    for code in range(np.iinfo(product.dtype).max + 1):
         shade = (0, 0, 0, 0) if code == product.nodata else entries.get(code, (0, 0, 0, 255))
         ET.SubElement(table, "Entry", {f"c{number}": str(value) for number, value in enumerate(shade, start=1)})
 
@@ -199,9 +207,9 @@ def _source(band: ET.Element, path: str, index: int, window: Window, product: Pr
         "SourceProperties",
         RasterXSize=str(window.width),
         RasterYSize=str(window.height),
-        DataType=TYPES[product.dtype],
-        BlockXSize=str(BLOCK),
-        BlockYSize=str(BLOCK),
+        DataType=TYPES[product.pixel],
+        BlockXSize=str(product.block),
+        BlockYSize=str(product.block),
     )
     extent = {"xSize": str(window.width), "ySize": str(window.height)}
     ET.SubElement(source, "SrcRect", {"xOff": "0", "yOff": "0", **extent})

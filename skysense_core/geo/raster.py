@@ -3,9 +3,9 @@
     stack = open_stack(["s2/"], bands=[band.names for band in modality.bands], unit=modality.unit)
     raster = stack.read(stack.geobox[:512, :512])
 
-`paths` expands what the user gave, `files`, `safe` and `cube` say what each input is, `series` arranges inputs by date
-and by wanted band (`dates`, `bands`), `layer` reads windows, `warp` brings them onto a grid, `masks` and `clouds` judge
-validity and `units` converts values. Here they are put together.
+`paths` expands what the user gave, `files`, `safe`, `stac` and `cube` say what each input is, `series` arranges inputs
+by date and by wanted band (`dates`, `bands`), `layer` reads windows, `warp` brings them onto a grid, `masks` and
+`clouds` judge validity and `units` converts values. Here they are put together.
 """
 
 from collections.abc import Sequence
@@ -21,13 +21,14 @@ from skysense_core.geo import clouds, dates, grid, series, units, warp
 from skysense_core.geo.files import open_file
 from skysense_core.geo.grid import ground_gsd
 from skysense_core.geo.options import ReadOptions
-from skysense_core.geo.paths import expand, is_cube, is_product
+from skysense_core.geo.paths import expand, is_cube, is_document, is_product
 from skysense_core.geo.safe import open_safe
 from skysense_core.geo.series import Product
+from skysense_core.geo.stac import open_item
 from skysense_core.geo.warp import Layer
 from skysense_core.types import Raster
 
-__all__ = ["ReadOptions", "Stack", "ground_gsd", "open_stack", "read_picture"]
+__all__ = ["ReadOptions", "Stack", "ground_gsd", "open_picture", "open_stack", "read_picture"]
 
 
 Placed = tuple[Layer, grid.Bounds]
@@ -123,7 +124,7 @@ def open_stack(
     unit: str | None = None,
     options: ReadOptions | None = None,
 ) -> Stack:
-    """Files, globs, folders, Sentinel-2 products or cubes of one modality as a stack.
+    """Files, globs, folders, Sentinel-2 products, STAC items or cubes of one modality as a stack.
 
     `bands` holds the accepted names of each wanted band (`Band.names`), None takes all bands as they are; `unit` is the
     unit that the values must have (`Modality.unit`), None takes them as stored. Files of one date are a mosaic or
@@ -131,7 +132,23 @@ def open_stack(
     Raises SkysenseError or UsageError, with the fix, for everything that cannot be read as asked.
     """
     options = options or ReadOptions()
-    products = [_open(path, options, colours=bands is not None, georeferenced=True) for path in expand(paths)]
+    products = [open_product(path, options, bands, unit) for path in expand(paths)]
+    return assemble(products, bands, unit, options)
+
+
+def open_picture(
+    path: str | Path,
+    *,
+    bands: Sequence[tuple[str, ...]] | None,
+    unit: str | None = None,
+    options: ReadOptions | None = None,
+) -> Stack:
+    """A picture (PNG, JPEG, TIFF), with or without georeference, as a stack of one date.
+
+    One without can only be read on parts of its own grid. Otherwise as `open_stack`.
+    """
+    options = options or ReadOptions()
+    products = [open_product(file, options, bands, unit, georeferenced=False) for file in expand(path)]
     return assemble(products, bands, unit, options)
 
 
@@ -142,13 +159,8 @@ def read_picture(
     unit: str | None = None,
     options: ReadOptions | None = None,
 ) -> Raster:
-    """A whole picture (PNG, JPEG, TIFF), with or without georeference: `geobox` is None where it has none.
-
-    Otherwise as `open_stack`; t is 1.
-    """
-    options = options or ReadOptions()
-    products = [_open(file, options, colours=bands is not None, georeferenced=False) for file in expand(path)]
-    stack = assemble(products, bands, unit, options)
+    """A whole picture; `geobox` is None where it has no georeference. Otherwise as `open_picture`."""
+    stack = open_picture(path, bands=bands, unit=unit, options=options)
     raster = stack.read(stack.geobox)
     return raster if stack.geobox.crs is not None else replace(raster, geobox=None)
 
@@ -207,11 +219,21 @@ def assemble(
     )
 
 
-def _open(path: str, options: ReadOptions, *, colours: bool, georeferenced: bool) -> Product:
+def open_product(
+    path: str,
+    options: ReadOptions,
+    wanted: Sequence[tuple[str, ...]] | None,
+    unit: str | None,
+    *,
+    georeferenced: bool = True,
+) -> Product:
+    """One of the inputs of `open_stack`, as `expand` gives them; for `assemble`."""
+    if is_document(path):
+        return open_item(path, options, display=unit == units.DISPLAY)
     if is_product(path):
         return open_safe(path, options)
     if not is_cube(path):
-        return open_file(path, options, colours=colours, georeferenced=georeferenced)
+        return open_file(path, options, colours=wanted is not None, georeferenced=georeferenced)
     from skysense_core.geo.cube import open_cube  # xarray takes most of a second to import
 
     return open_cube(path, options)

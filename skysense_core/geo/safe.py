@@ -11,14 +11,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import date
 
-import numpy as np
-from jaxtyping import Bool, Num
-from odc.geo.geobox import GeoBox
-
 from skysense_core.errors import SkysenseError, UsageError
-from skysense_core.geo import clouds, masks, units
+from skysense_core.geo import clouds, units
 from skysense_core.geo.bands import Found
 from skysense_core.geo.files import RasterFile, open_file
+from skysense_core.geo.group import Group
 from skysense_core.geo.layer import FileLayer
 from skysense_core.geo.metadata import AGAIN, BANDS, Content, Metadata, open_content, read_metadata
 from skysense_core.geo.options import ReadOptions
@@ -26,49 +23,6 @@ from skysense_core.geo.warp import Layer
 
 _BAND = re.compile(r"GRANULE/([^/]+)/IMG_DATA/(?:R\d0m/)?[^/]*_(B\d[\dA])(?:_(\d0)m)?\.jp2")
 _CLASSES = re.compile(r"GRANULE/([^/]+)/IMG_DATA/(?:R\d0m/)?[^/]*_SCL_(?:[^/]*_)?(\d0)m\.jp2")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class SafeLayer:
-    """The wanted bands of one tile that have one pixel size, each from a file of its own."""
-
-    path: str
-    files: tuple[FileLayer, ...]
-    gain: tuple[float, ...]
-    bias: tuple[float, ...]
-    saturated: float | None
-
-    @property
-    def geobox(self) -> GeoBox:
-        return self.files[0].geobox
-
-    @property
-    def dtype(self) -> np.dtype:
-        plain = all(gain == 1 for gain in self.gain) and not any(self.bias)
-        return self.files[0].dtype if plain else np.dtype("float32")
-
-    @property
-    def bands(self) -> tuple[int, ...]:
-        return tuple(band for file in self.files for band in file.bands)
-
-    @property
-    def overviews(self) -> tuple[int, ...]:
-        return self.files[0].overviews
-
-    def grid(self, level: int | None) -> GeoBox:
-        """The grid of all its bands."""
-        return self.files[0].grid(level)
-
-    def read(
-        self, rows: slice, cols: slice, *, level: int | None = None, shape: tuple[int, int] | None = None
-    ) -> tuple[Num[np.ndarray, "c h w"], Bool[np.ndarray, "h w"]]:
-        """Pixels and validity of a window; a band's special values (no data, saturated) are none of its own."""
-        parts = [file.read(rows, cols, level=level, shape=shape) for file in self.files]
-        stored = np.concatenate([pixels for pixels, _ in parts])
-        valid = np.logical_and.reduce([valid for _, valid in parts])
-        if self.saturated is not None:
-            valid &= (stored != self.saturated).all(axis=0)
-        return masks.scale(stored, self.gain, self.bias), valid
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -121,7 +75,7 @@ class SafeProduct:
                     file = stored.layers({position: 0}, 0, None, 0.0, positive=False)[0]
                     same[tuple(file.geobox.shape), file.geobox.affine].append((name, file))
             for group in same.values():
-                layer = SafeLayer(
+                layer = Group(
                     path=self.path,
                     files=tuple(file for _, file in group),
                     gain=(gain,) * len(group),
@@ -189,9 +143,7 @@ def _notes(metadata: Metadata, own: Mapping[str, float], options: ReadOptions, *
         for value in sorted({value for value in own.values() if value})
     ]
     if metadata.level == "L2A" and options.cloud_mask is None:
-        listing = ", ".join(f"{code} {name}" for code, name in clouds.SCL.items())
-        left_out = f"left out by the scene classification: {listing}; --cloud-mask none keeps them"
-        notes.append(left_out if classified else "no scene classification (SCL) in a product: clouds are not left out")
+        notes.append(clouds.LEFT_OUT if classified else clouds.UNKNOWN)
     given = {"--nodata": options.nodata, "--date-pattern": options.date_pattern}
     notes += [f"{name} does not concern products: they state it" for name, value in given.items() if value is not None]
     return tuple(notes)

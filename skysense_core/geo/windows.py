@@ -218,6 +218,35 @@ def lattice_for(grid: GeoBox, window: int, *, align: int, shared: int | None = N
     return Lattice(shape=shape, origin=_origin(grid), window=window, trim=trim, overlap=overlap, align=align)
 
 
+def cells_of(grid: GeoBox, cell: int) -> GeoBox:
+    """Squares of `cell` pixels that cover a grid, with the phase of the windows: a window is whole cells.
+
+    The outer ones may reach beyond the grid. Grids whose pixels lie on one lattice have cells on one lattice.
+    """
+    row, col = _lead(grid, cell)
+    a, b, _, d, e, _ = grid.affine[:6]
+    x, y = place(grid.affine, float(-col), float(-row))
+    shape = math.ceil((grid.shape.y + row) / cell), math.ceil((grid.shape.x + col) / cell)
+    return GeoBox(shape, Affine(a * cell, b * cell, x, d * cell, e * cell, y), grid.crs)
+
+
+def pixels_of(grid: GeoBox, cell: int, window: Window) -> Window:
+    """The pixels of a grid in a window that is counted in its cells."""
+    row, col = _lead(grid, cell)
+    return Window(
+        row=window.row * cell - row,
+        col=window.col * cell - col,
+        height=window.height * cell,
+        width=window.width * cell,
+    )
+
+
+def _lead(grid: GeoBox, cell: int) -> tuple[int, int]:
+    """Rows and columns by which the first cell begins before the grid."""
+    row, col = _origin(grid)
+    return row % cell, col % cell
+
+
 def _origin(grid: GeoBox) -> tuple[int, int]:
     """Row and column of the first pixel, counted from the CRS origin in the grid's own (maybe rotated) pixels."""
     a, b, x, d, e, y = grid.affine[:6]

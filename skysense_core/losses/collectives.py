@@ -11,15 +11,7 @@ import torch.distributed as dist
 from jaxtyping import Float, Num, Shaped
 from torch import Tensor
 
-
-def world() -> int:
-    """Processes that train together."""
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
-
-
-def rank() -> int:
-    """The number of this process, 0..world-1."""
-    return dist.get_rank() if world() > 1 else 0
+from skysense_core.runtime import rank, world
 
 
 def summed(x: Num[Tensor, "..."]) -> Num[Tensor, "..."]:
@@ -56,6 +48,18 @@ def mean(values: Float[Tensor, "n"], weight: Float[Tensor, "n"]) -> Float[Tensor
     total = summed(weight.sum())
     used = torch.where(weight > 0, values, 0.0)
     return (used * weight).sum() * world() / torch.where(total > 0, total, 1.0)
+
+
+@torch.no_grad()
+def moments(
+    x: Float[Tensor, "n d"], weight: Float[Tensor, "n"]
+) -> tuple[Float[Tensor, "d"], Float[Tensor, "d"], Float[Tensor, ""]]:
+    """Weighted mean and deviation of the rows of all processes, and their total weight; zeros where that is zero."""
+    x, weight = x.float(), weight.float()
+    count = summed(weight.sum())
+    whole = torch.where(count > 0, count, 1.0)
+    mean = summed(weight @ x) / whole
+    return mean, (summed(weight @ (x - mean) ** 2) / whole).sqrt(), count
 
 
 class _Gather(torch.autograd.Function):

@@ -59,7 +59,5 @@ def moved_centre(answers: Answers, momentum: float = 0.9) -> Float[Tensor, "k"]:
 
     Where no row has a weight the centre stays.
     """
-    total = collectives.summed(answers.weight.sum())
-    found = collectives.summed(answers.weight.to(torch.float32) @ answers.teacher.float())
-    mean = found / torch.where(total > 0, total, 1.0)
-    return torch.where(total > 0, torch.lerp(mean, answers.centre, momentum), answers.centre)
+    mean, _, count = collectives.moments(answers.teacher, answers.weight)
+    return torch.where(count > 0, torch.lerp(mean, answers.centre, momentum), answers.centre)

@@ -86,23 +86,25 @@ def packaged() -> tuple[str, ...]:
     return tuple(sorted(path.stem for path in Path(__file__).parent.glob("*.toml")))
 
 
-def load(name: str, overrides: Mapping[str, Any] | None = None) -> Modality:
-    """The packaged modality `name` with some fields overridden.
+def load(name: str, overrides: Mapping[str, Any] | None = None, described: Modality | None = None) -> Modality:
+    """The modality `name` as the data set has `described` it, else the packaged one, with some fields overridden.
 
     `overrides` is the user's `[modalities.NAME]` table: any field, `bands` as a list of names to select some, or
     `file` for a TOML file that takes the packaged one's place. Raises UsageError for an unknown name or field.
     """
     table = dict(overrides or {})
     if "file" in table:
-        path = Path(table.pop("file"))
+        base = config.load_toml(Path(table.pop("file")))
+    elif described is not None:
+        base = config.to_table(described)
     elif name in packaged():
-        path = Path(__file__).parent / f"{name}.toml"
+        base = config.load_toml(Path(__file__).parent / f"{name}.toml")
     else:
         raise unknown("modality", name, packaged())
     selected = table.pop("bands", None)
     if selected is not None and not all(isinstance(item, str) for item in selected):
         table["bands"], selected = selected, None
-    modality = config.build(Modality, {"name": name, **config.load_toml(path), **table}, f"modalities.{name}")
+    modality = config.build(Modality, {"name": name, **base, **table}, f"modalities.{name}")
     return modality if selected is None else modality.with_bands(tuple(selected))
 
 
@@ -128,11 +130,15 @@ def meeting(modalities: Mapping[str, Modality]) -> dict[str, float]:
 
 
 def side_beside(reference: Modality, modality: Modality, side: int) -> int:
-    """Pixels of a modality along `side` pixels of the reference.
+    """Pixels of a modality along `side` pixels of the reference, in whole tokens of the fusion grid."""
+    return max(round(side / pixels_beside(reference, modality) / CELLS), 1) * CELLS
 
-    The pixel sizes' ratio, where it is about 32 exactly that of the encoders' grids (0.3 m beside 10 m), in whole
-    tokens of the fusion grid (METHOD 2, Alignment).
+
+def pixels_beside(reference: Modality, modality: Modality) -> float:
+    """Pixels of the reference along one of a modality.
+
+    The pixel sizes' ratio, where it is about 32 exactly that of the encoders' grids (0.3 m beside 10 m; METHOD 2,
+    Alignment).
     """
     ratio, cells = modality.gsd / reference.gsd, CELL[reference.encoder] / CELL[modality.encoder]
-    ratio = cells if abs(ratio / cells - 1) <= 0.1 else ratio
-    return max(round(side / ratio / CELLS), 1) * CELLS
+    return cells if abs(ratio / cells - 1) <= 0.1 else ratio

@@ -37,13 +37,15 @@ class Fusion(nn.Module):
         b, _, _, h, w = maps[0].shape
         tokens = torch.cat([self.project(rearrange(m, "b t d h w -> (b h w) t d")) for m in maps], dim=1)
         exists = torch.cat([rearrange(p, "b t h w -> (b h w) t") for p in present], dim=1)
+        if torch.compiler.is_exporting():  # a graph for any batch cannot know how many passes there are
+            return rearrange(self.fuse(tokens, exists), "(b h w) e -> b e h w", b=b, h=h, w=w)
         positions = max(CHUNK // (self.width * (1 + tokens.shape[1])), 1)
         fused = [self.fuse(*part) for part in zip(tokens.split(positions), exists.split(positions), strict=True)]
         return rearrange(torch.cat(fused), "(b h w) e -> b e h w", b=b, h=h, w=w)
 
     def fuse(self, tokens: Float[Tensor, "n t e"], exists: Bool[Tensor, "n t"]) -> Float[Tensor, "n e"]:
         """The fused feature of n positions with t projected tokens each."""
-        x = torch.cat((self.extra_token.expand(len(tokens), -1, -1), tokens), dim=1)
+        x = torch.cat((self.extra_token.expand(tokens.shape[0], -1, -1), tokens), dim=1)
         mask = torch.cat((torch.ones_like(exists[:, :1]), exists), dim=1)[:, None, None, :]
         *layers, last = self.layers
         for layer in layers:

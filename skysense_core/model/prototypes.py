@@ -104,3 +104,28 @@ class Prototypes(nn.Module):
         mean = collectives.summed(total) / collectives.summed(mass)[..., None]
         self.prototypes[chosen] = torch.lerp(mean.to(self.prototypes.dtype), self.prototypes[chosen], momentum)
         self.visited[chosen] = True
+
+    @torch.no_grad()
+    def usage(
+        self,
+        x: Float[Tensor, "b d h w"],
+        seen: Bool[Tensor, "b h w"],
+        lonlat: Float[Tensor, "b 2"],
+        located: Bool[Tensor, "b"],
+    ) -> dict[int, float]:
+        """For each visited region among these samples, which share of its prototypes is in use.
+
+        That is the effective number (exp of the entropy) of prototypes that are nearest to a seen position, by cosine
+        similarity, over their number: 1 / count where all positions share one prototype.
+        """
+        region = self.regions(torch.where(located[:, None], lonlat, 0.0))
+        found = {}
+        for number in region[located & self.visited[region]].unique().tolist():
+            at = seen & (located & (region == number))[:, None, None]
+            rows = rearrange(x, "b d h w -> b h w d")[at].float()
+            if len(rows):
+                prototypes = F.normalize(self.prototypes[number].float(), dim=-1)
+                nearest = (F.normalize(rows, dim=-1) @ prototypes.mT).argmax(1)
+                share = torch.bincount(nearest, minlength=len(prototypes)) / len(rows)
+                found[number] = float(torch.special.entr(share).sum().exp()) / len(prototypes)
+        return found

@@ -23,7 +23,9 @@ from skysense_core.data.batch import Series
 from skysense_core.losses.alignment import align
 from skysense_core.losses.dino import Answers, mgcl, moved_centre
 from skysense_core.losses.grains import Pairs, Seen, image_pairs, object_pairs, partners, pixel_pairs, pooled
+from skysense_core.model import monitors
 from skysense_core.model.heads import AnswerHead
+from skysense_core.model.maps import FUSED, maps_of
 from skysense_core.model.skysense import SkySense
 from skysense_core.model.teacher import follow
 
@@ -31,7 +33,6 @@ Level: TypeAlias = Literal["pixel", "object", "image"]
 Share: TypeAlias = Annotated[float, Field(ge=0, le=1)]
 Positive: TypeAlias = Annotated[float, Field(gt=0)]
 Count: TypeAlias = Annotated[int, Field(ge=1)]
-FUSED = "fused"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,8 +54,9 @@ class MethodConfig:
     """At the first step, and after `warmup`."""
     warmup: Share = 0.1
     """Share of all steps over which the teacher's temperature rises, linearly."""
-    momentum: tuple[Share, Share] = (0.996, 1.0)
-    """Of the teacher, at the first and at the last step; a cosine between them."""
+    momentum: tuple[Share, Share] | None = None
+    """Of the teacher, at the first and at the last step; a cosine between them. Not given: from 0.996 to 1 as in DINO;
+    shorter runs begin at 1 - 15 / steps, at least 0.9, for their teacher has less time to follow."""
     centre_momentum: Share = 0.9
     prototype_momentum: Share = 0.9
     """m of Eq. 13."""
@@ -62,7 +64,11 @@ class MethodConfig:
     """Share of all steps in which the directions of the heads stay as they are."""
     hidden: Count | None = None
     """Width of the heads; not given: four times the features' channels, at most 2048."""
-    bottleneck: Count = 256
+    bottleneck: Count | None = None
+    """Width of the unit vectors that answers are cosines with; not given: a quarter of the channels where modalities
+    meet, at most 256. The narrower it is, the further answers lie apart: small models with 256 give none."""
+    projection: Count = 256
+    """Width of what is aligned across modalities."""
     answers: Count | None = None
     """K; not given: 16 times the channels where modalities meet, at most 8192."""
 
@@ -84,12 +90,13 @@ class SelfSupervised(nn.Module):
         if student.fusion is not None:
             widths[FUSED] = student.fusion.width * (1 if student.prototypes is None else 2)
         answers = config.answers or min(16 * channels, 8192)
+        bottleneck = config.bottleneck or max(min(channels // 4, 256), 1)
         self.heads = nn.ModuleDict(
             {
                 f"{name}_{level}": AnswerHead(
                     width,
                     hidden=config.hidden or min(4 * width, 2048),
-                    bottleneck=config.bottleneck,
+                    bottleneck=bottleneck,
                     answers=answers,
                 )
                 for name, width in widths.items()
@@ -102,8 +109,8 @@ class SelfSupervised(nn.Module):
         self.projections = nn.ModuleDict()
         if config.alignment and len(student.modalities) > 1:
             for name in student.modalities:
-                self.projections[name] = nn.Linear(channels, config.bottleneck)
-            self.log_temperature = nn.Parameter(torch.tensor(math.log(0.07)))
+                self.projections[name] = nn.Linear(channels, config.projection)
+            self.log_temperature = nn.Parameter(torch.tensor([math.log(0.07)]))
         self.train(self.training)
 
     def train(self, mode: bool = True) -> "SelfSupervised":
@@ -125,7 +132,7 @@ class SelfSupervised(nn.Module):
 
         In training, centres and prototypes move on after they were used.
         """
-        seen = [self._maps(self.student, images, lonlat, located) for images in views]
+        seen = [maps_of(self.student, images, lonlat, located) for images in views]
         answers = self._answers(seen, views, places, lonlat, located, global_views)
         named = mgcl(
             answers,
@@ -142,11 +149,19 @@ class SelfSupervised(nn.Module):
 
     def after_step(self, step: int) -> None:
         """The teacher follows; `step` of `steps` are done."""
-        first, last = self.config.momentum
+        first, last = self.config.momentum or (min(0.996, max(1 - 15 / self.steps, 0.9)), 1.0)
         momentum = last - (last - first) * (1 + math.cos(math.pi * (step - 1) / self.steps)) / 2
         follow(self.teacher, self.student, momentum)
         follow(self.teacher_heads, self.heads, momentum)
         self.step.fill_(step)
+
+    def running_momentum(self) -> float:
+        """Of the centres.
+
+        The first steps set them rather than pull them slowly from zero: until they are there, what all answers have in
+        common is what would be learnt.
+        """
+        return min(self.config.centre_momentum, int(self.step) / (int(self.step) + 1))
 
     def teacher_temperature(self) -> float:
         """Of the step that comes next."""
@@ -159,39 +174,28 @@ class SelfSupervised(nn.Module):
     ) -> dict[str, float]:
         """What collapse would show in, for the teacher's image features of each modality and the fused map.
 
-        `std` is their deviation over images. `rank` is exp of the entropy of their covariance's eigenvalues: 1 where
-        all differ in one direction only. `entropy` is that of the teacher's answers, 0 (always sure) to 1 (uniform).
+        `std` and `rank` say how they differ between images, `entropy` and `information` how much its answers tell of
+        the image (see `monitors`). With prototypes, `prototypes.R` is the share of those of region R that are in use.
         """
-        found = {}
-        for name, map in self._maps(self.teacher, images, lonlat, located).items():
+        found: dict[str, float] = {}
+        maps = maps_of(self.teacher, images, lonlat, located)
+        for name, map in maps.items():
             features, there = pooled(map)
+            if not there.any():
+                continue
             rows = features[there].float()
-            apart = rows - rows.mean(0)
-            energy = torch.linalg.svdvals(apart) ** 2
-            share = energy / energy.sum().clamp(min=torch.finfo(energy.dtype).tiny)
-            found[f"{name}.std"] = float(apart.pow(2).mean().sqrt())
-            found[f"{name}.rank"] = float(torch.special.entr(share).sum().exp())
+            found |= {f"{name}.{what}": value for what, value in monitors.spread(rows).items()}
             key = f"{name}_image"
             if key in self.teacher_heads:
-                centre = self.centres[list(self.heads).index(key)]
-                said = (self.teacher_heads[key](rows) - centre) / self.teacher_temperature()
-                entropy = torch.special.entr(torch.softmax(said.float(), dim=-1)).sum(-1).mean()
-                found[f"{name}.entropy"] = float(entropy) / math.log(len(centre))
+                said = self.teacher_heads[key](rows) - self.centres[list(self.heads).index(key)]
+                told = monitors.answers(said / self.teacher_temperature())
+                found |= {f"{name}.{what}": value for what, value in told.items()}
+        if self.teacher.prototypes is not None:
+            fused = maps[FUSED]
+            tensor = fused.tensor[:, 0, : fused.tensor.shape[2] // 2]
+            usage = self.teacher.prototypes.usage(tensor, fused.seen[:, 0], lonlat, located)
+            found |= {f"prototypes.{region}": share for region, share in usage.items()}
         return found
-
-    def _maps(
-        self, model: SkySense, images: Mapping[str, Series], lonlat: Float[Tensor, "b 2"], located: Bool[Tensor, "b"]
-    ) -> dict[str, Seen]:
-        """Each modality and the fused map where all modalities meet."""
-        if model.fusion is None:
-            levels = {name: model.encode(name, series) for name, series in images.items()}
-            grid = model.fusion_grid(images, levels)
-            met = {name: model.align(name, levels[name][-1], series, grid) for name, series in images.items()}
-            return {name: Seen(tensor=map.tensor, seen=present) for name, (map, present) in met.items()}
-        features = model(images, lonlat, located)
-        maps = {name: Seen(tensor=map.tensor, seen=features.present[name]) for name, map in features.aligned.items()}
-        anything = torch.stack([present.any(1) for present in features.present.values()]).any(0)[:, None]
-        return maps | {FUSED: Seen(tensor=features.fused.tensor, seen=anything)}
 
     def _answers(
         self,
@@ -206,7 +210,7 @@ class SelfSupervised(nn.Module):
         pairs: dict[str, list[Pairs]] = {key: [] for key in self.heads}
         for number in range(global_views):
             with torch.no_grad():
-                known = self._maps(self.teacher, views[number], lonlat, located)
+                known = maps_of(self.teacher, views[number], lonlat, located)
             for other, maps in enumerate(seen):
                 if other == number:
                     continue
@@ -234,6 +238,11 @@ class SelfSupervised(nn.Module):
         student = torch.cat([part.student for part in parts])[used]
         teacher = torch.cat([part.teacher for part in parts])[used]
         freeze_last = int(self.step) < self.config.frozen_last * self.steps
+        if self.training:
+            for heads in (self.heads, self.teacher_heads):
+                head = heads[key]
+                assert isinstance(head, AnswerHead)
+                head.observe(teacher, weight[used])
         with torch.no_grad():
             wanted = self.teacher_heads[key](teacher)
         return Answers(
@@ -254,7 +263,7 @@ class SelfSupervised(nn.Module):
                 )
                 mean, there = pooled(whole)
                 features[name], present[name] = projection(mean[:, 0]), there[:, 0]
-        return align(features, present, self.log_temperature.exp().clamp(min=0.01))
+        return align(features, present, self.log_temperature.exp().clamp(min=0.01)[0])
 
     @torch.no_grad()
     def _learn(
@@ -267,7 +276,7 @@ class SelfSupervised(nn.Module):
         for index, key in enumerate(self.heads):
             name, _, asked = key.rpartition("_")
             if name in answers:
-                self.centres[index] = moved_centre(answers[name][asked], self.config.centre_momentum)
+                self.centres[index] = moved_centre(answers[name][asked], self.running_momentum())
         if self.student.prototypes is not None and self.student.fusion is not None:
             width = self.student.fusion.width
             tensor = torch.cat([maps[FUSED].tensor[:, 0, :width] for maps in seen])

@@ -122,7 +122,7 @@ class SkySense(nn.Module):
 
         fused, known_region = fused_mm, None
         if self.prototypes is not None:
-            lonlat = torch.zeros(len(fused_mm), 2, device=fused_mm.device) if lonlat is None else lonlat
+            lonlat = torch.zeros(fused_mm.shape[0], 2, device=fused_mm.device) if lonlat is None else lonlat
             located = torch.zeros_like(lonlat[:, 0], dtype=torch.bool) if located is None else located
             fused, known_region = self.prototypes(fused_mm, lonlat, located)
 
@@ -142,7 +142,8 @@ class SkySense(nn.Module):
         pixels = self.normalise[name](series.pixels, series.valid)
         pixels = rearrange(pixels, "b t c h w -> (b t) c h w").to(next(encoder.parameters()).dtype)
         seen = rearrange(series.valid.any(-1).any(-1), "b t -> (b t)")
-        if seen.all():
+        # An exported graph cannot choose: there, the images that show nothing run too.
+        if torch.compiler.is_exporting() or seen.all():
             maps = encoder(pixels)
         else:
             # One image at least: the sizes of the maps, and a gradient on every rank, come from running the encoder.
@@ -150,7 +151,7 @@ class SkySense(nn.Module):
             some = encoder(pixels[index])
             maps = [m.new_zeros(len(pixels), *m.shape[1:]).index_copy(0, index, m) for m in some]
         return tuple(
-            FeatureMap(tensor=rearrange(m, "(b t) d h w -> b t d h w", b=len(series.pixels)), stride=float(stride))
+            FeatureMap(tensor=rearrange(m, "(b t) d h w -> b t d h w", b=series.pixels.shape[0]), stride=float(stride))
             for m, stride in zip(maps, encoder.strides, strict=True)
         )
 
@@ -188,7 +189,7 @@ class SkySense(nn.Module):
                 raise self._grids_differ(name, series, stride, grid)
             x = F.interpolate(x, size=grid, mode="bilinear", align_corners=False)
             share = F.interpolate(share, size=grid, mode="bilinear", align_corners=False)
-        x = rearrange(x, "(b t) d h w -> b t d h w", b=len(share))
+        x = rearrange(x, "(b t) d h w -> b t d h w", b=share.shape[0])
         return FeatureMap(tensor=x, stride=stride * rows / grid[0]), share >= 0.5
 
     def add_dates(self, name: str, x: Float[Tensor, "b t d h w"], series: Series) -> Float[Tensor, "b t d h w"]:
@@ -196,6 +197,16 @@ class SkySense(nn.Module):
         if self.dates is None or (self.spec.dates_on != "all" and name not in self.spec.dates_on):
             return x
         return x + self.dates(series.day_of_year, series.dated)[..., None, None]
+
+    def blocks(self) -> list[nn.Module]:
+        """The transformer layers, but for the fusion's last one, of which a part is run only."""
+        fusion = [] if self.fusion is None else [*self.fusion.layers][:-1]
+        return [block for name in self.encoders for block in self.encoder(name).blocks] + fusion
+
+    def parts(self) -> list[nn.Module]:
+        """What is called on its own and holds all parameters."""
+        single = [part for part in (self.dates, self.fusion) if part is not None]
+        return [*self.encoders.values(), *self.rise.values(), *single]
 
     @property
     def n_layers(self) -> int:

@@ -6,8 +6,9 @@ do not survive a build on the meta device.
 """
 
 import math
-from collections.abc import Sequence
-from functools import lru_cache
+from collections.abc import Callable, Sequence
+from functools import lru_cache, wraps
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 
 from skysense_core.model.presets import SwinSpec
 
+T = TypeVar("T")
 PATCH = 4
 WINDOW = 8
 MAX_LOGIT_SCALE = math.log(100)
@@ -68,6 +70,11 @@ class SwinTransformer(nn.Module):
             if level in self.levels:
                 maps.append(rearrange(self.norms[str(level)](x), "b h w d -> b d h w"))
         return tuple(maps)
+
+    @property
+    def blocks(self) -> list[nn.Module]:
+        """The blocks of all stages."""
+        return [block for stage in self.stages for block in stage.blocks]  # type: ignore[union-attr]
 
     @property
     def depth(self) -> int:
@@ -206,7 +213,7 @@ class WindowAttention(nn.Module):
         self, windows: Float[Tensor, "b m n d"], mask: Float[Tensor, "m n n"] | None
     ) -> Float[Tensor, "b m n d"]:
         """m windows of n tokens each; `mask` is added to the logits."""
-        b = len(windows)
+        b = windows.shape[0]
         bias = torch.cat((self.q_bias, torch.zeros_like(self.q_bias), self.v_bias))
         qkv = F.linear(windows, self.qkv.weight, bias)
         q, k, v = rearrange(qkv, "b m n (three e c) -> three (b m) e n c", three=3, e=self.heads).unbind(0)
@@ -214,7 +221,7 @@ class WindowAttention(nn.Module):
         logits = self.position_bias()[None]
         if mask is not None:
             logits = (logits + mask[:, None]).repeat(b, 1, 1, 1)
-        logits = logits.to(v.dtype).expand(len(v), -1, -1, -1)
+        logits = logits.to(v.dtype).expand(v.shape[0], -1, -1, -1)
         x = F.scaled_dot_product_attention(q.to(v.dtype), F.normalize(k, dim=-1), v, attn_mask=logits, scale=1.0)
         return self.proj(rearrange(x, "(b m) e n c -> b m n (e c)", b=b))
 
@@ -225,8 +232,22 @@ class WindowAttention(nn.Module):
         return rearrange(table[pairs], "(n m) e -> e n m", n=WINDOW**2)
 
 
-@lru_cache(maxsize=8)
-@torch.inference_mode(False)  # a cached tensor may serve training later
+def remembered(table: Callable[..., T]) -> Callable[..., T]:
+    """Keep the last results of a function; a graph that is being exported computes its own.
+
+    They are made outside of inference mode, because a kept tensor may serve training later.
+    """
+    kept = lru_cache(maxsize=8)(torch.inference_mode(False)(table))
+
+    @wraps(table)
+    def call(*arguments: Any) -> T:
+        return table(*arguments) if torch.compiler.is_exporting() else kept(*arguments)
+
+    call.cache_clear = kept.cache_clear  # type: ignore[attr-defined]
+    return call
+
+
+@remembered
 def relative_positions(device: torch.device) -> tuple[Tensor, Tensor]:
     """Log-spaced offsets (row, column) of query minus key, (225, 2), and each token pair's index in them, (4096,)."""
     span = torch.arange(1 - WINDOW, WINDOW, device=device)
@@ -238,8 +259,7 @@ def relative_positions(device: torch.device) -> tuple[Tensor, Tensor]:
     return offsets, index.flatten()
 
 
-@lru_cache(maxsize=8)
-@torch.inference_mode(False)
+@remembered
 def shift_mask(h: int, w: int, shift: int, device: torch.device, dtype: torch.dtype) -> Float[Tensor, "m n n"]:
     """-100 between tokens that only meet because a rolled map wraps around, else 0.
 

@@ -60,7 +60,7 @@ class VisionTransformer(nn.Module):
         rows = patches.shape[2]
         x = rearrange(patches, "b d h w -> b (h w) d") + self.position_table(*patches.shape[2:])
         if self.class_token is not None:
-            x = torch.cat(((self.class_token + self.positions[:, :1]).expand(len(x), -1, -1), x), dim=1)
+            x = torch.cat(((self.class_token + self.positions[:, :1]).expand(x.shape[0], -1, -1), x), dim=1)
         first = x.shape[1] - patches[0, 0].numel()
         maps = []
         for number, layer in enumerate(self.layers):
@@ -68,6 +68,11 @@ class VisionTransformer(nn.Module):
             if number in self.levels:
                 maps.append(rearrange(x[:, first:], "b (h w) d -> b d h w", h=rows))
         return tuple(maps)
+
+    @property
+    def blocks(self) -> list[nn.Module]:
+        """The layers."""
+        return list(self.layers)
 
     @property
     def depth(self) -> int:

@@ -9,9 +9,10 @@ import contextlib
 import functools
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeAlias
 
 from skysense_core import runtime
 from skysense_core.checkpoint import LoadedModel
@@ -19,8 +20,9 @@ from skysense_core.cluster import on_cluster
 from skysense_core.errors import Interrupted, SkysenseError, UsageError
 from skysense_core.geo import cog
 from skysense_core.geo.polygons import check_polygons_path, write_polygons
-from skysense_core.predict.job import Estimate, Job, compute_elsewhere
-from skysense_core.predict.settings import PredictConfig
+from skysense_core.predict.elsewhere import compute_elsewhere
+from skysense_core.predict.job import Job
+from skysense_core.predict.settings import Estimate, PredictConfig
 from skysense_core.predict.shards import Shard, Shards, of_array, path_of, stored_plan
 from skysense_core.preview import write_preview
 
@@ -28,6 +30,8 @@ __all__ = ["Estimate", "Job", "PredictConfig", "PredictResult", "estimate", "fin
 
 log = logging.getLogger(__name__)
 
+Join: TypeAlias = Callable[[Job, Shards, Mapping[str, Path]], bool]
+"""Makes the files of finished shards and removes these; False where another process is at it."""
 KEPT = "interrupted; finished shards are kept: run the same command again to go on"
 
 
@@ -76,10 +80,10 @@ def predict(given: PredictConfig, model: LoadedModel | None = None) -> PredictRe
     return run(Job(given, model))
 
 
-def run(job: Job) -> PredictResult:
-    """`predict` of a job that is prepared."""
+def run(job: Job, outs: Mapping[str, Path] | None = None, join: Join | None = None) -> PredictResult:
+    """`predict` of a job that is prepared; `join` makes other files `outs` of the finished shards than class maps."""
     started = time.perf_counter()
-    given, outs = job.config, _outputs(job.config)
+    given, outs, join = job.config, outs or _outputs(job.config), join or _join
     with runtime.interruptible(f"prediction {KEPT}"):
         store = Shards.begin(given.out, job.shard_plan(), overwrite=given.overwrite)
         reused = len(store.finished())
@@ -89,7 +93,7 @@ def run(job: Job) -> PredictResult:
             wanted = [shard for shard in wanted if shard.number in mine]
         try:
             windows, skipped, waited = _compute(job, store, wanted)
-            joined = not store.missing() and _join(job, store, outs)
+            joined = not store.missing() and join(job, store, outs)
         except SkysenseError as error:
             raise _saying_what_is_kept(error, store) from error
     notes = list(job.notes)
@@ -108,10 +112,10 @@ def run(job: Job) -> PredictResult:
         skipped=skipped,
         shards=len(store.shards),
         reused=reused,
-        megapixels=job.plan.region.height * job.plan.region.width / 1e6,
+        megapixels=job.megapixels,
         seconds=time.perf_counter() - started,
         waited=waited,
-        classes=_areas(given.out, job.model.classes) if joined else (),
+        classes=_areas(given.out, job.model.classes) if joined and "classes" in job.products else (),
         notes=tuple(notes),
     )
 
@@ -127,6 +131,7 @@ def finish(out: Path, creation_options: Mapping[str, str]) -> tuple[Path, ...]:
 
     Raises UsageError where there are no shards, and SkysenseError where some are missing.
     """
+    check_geotiff(out)
     plan = stored_plan(out)
     if plan is None:
         raise UsageError(f"{out}: no shards of a prediction beside it", fix="Run skysense predict first.")
@@ -164,7 +169,7 @@ def _join(job: Job, store: Shards, outs: Mapping[str, Path]) -> bool:
         if not alone:
             return False
         with store.joined(given.creation_options) as finished:
-            if not any(cog.class_areas(finished["classes"], len(names))):
+            if not cog.shows_anything(next(iter(finished.values()))):
                 where = ", ".join(given.inputs)
                 if given.bbox is None and given.aoi is None:
                     store.remove()
@@ -203,10 +208,12 @@ def _saying_what_is_kept(error: SkysenseError, store: Shards) -> SkysenseError:
 
 
 def _outputs(given: PredictConfig) -> dict[str, Path]:
-    """The path of every product by name, polygons and preview among them."""
+    """The path of every product by name, polygons and preview among them.
+
+    Raises UsageError where one is no file of its kind or exists, and SkysenseError where its folder does not.
+    """
     out = given.out
-    if out.is_dir() or out.suffix.lower() not in (".tif", ".tiff"):
-        raise UsageError(f"--out {out}: not the name of a GeoTIFF", fix="For example --out map.tif")
+    check_geotiff(out)
     wanted = {
         "classes": True,
         "confidence": given.confidence is not None,
@@ -216,14 +223,25 @@ def _outputs(given: PredictConfig) -> dict[str, Path]:
     outs = {name: path_of(out, name) for name, also in wanted.items() if also}
     others = {"polygons": given.polygons, "preview": given.preview}
     outs |= {name: path for name, path in others.items() if path is not None}
-    for path in outs.values():
-        if not path.parent.is_dir():
-            raise SkysenseError(f"{path.parent}: no such folder", fix="Make it, or write to another one.")
-        if path.exists() and not given.overwrite:
-            raise UsageError(f"{path} exists", fix="Use --overwrite to replace it.")
+    check_new(outs.values(), overwrite=given.overwrite)
     if given.polygons is not None:
         check_polygons_path(given.polygons)
     return outs
+
+
+def check_geotiff(out: Path) -> None:
+    """Raises UsageError where a path is no name of a GeoTIFF."""
+    if out.is_dir() or out.suffix.lower() not in (".tif", ".tiff"):
+        raise UsageError(f"--out {out}: not the name of a GeoTIFF", fix="For example --out map.tif")
+
+
+def check_new(paths: Iterable[Path], *, overwrite: bool) -> None:
+    """Raises SkysenseError where a path has no folder and UsageError where it exists and may not be replaced."""
+    for path in paths:
+        if not path.parent.is_dir():
+            raise SkysenseError(f"{path.parent}: no such folder", fix="Make it, or write to another one.")
+        if path.exists() and not overwrite:
+            raise UsageError(f"{path} exists", fix="Use --overwrite to replace it.")
 
 
 def _areas(path: Path, classes: tuple[str, ...]) -> tuple[ClassArea, ...]:

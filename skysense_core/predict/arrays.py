@@ -32,7 +32,7 @@ from skysense_core.types import IGNORE
 CHUNK = 2048
 """Least side in pixels of a lazy map's chunks: windows astride two chunks are computed for both."""
 Arrays = dict[str, Num[np.ndarray, "_ h w"]]
-"""classes (1, h, w) uint8, and what else is wanted: confidence (1, h, w), probabilities (k, h, w) float32."""
+"""What is wanted: classes (1, h, w) uint8, confidence (1, h, w), probabilities or other scores (k, h, w) float32."""
 
 
 def predict_array(
@@ -65,9 +65,9 @@ def predict_array(
     loaded = model if isinstance(model, LoadedModel) else load_model(Path(model), on)
     loaded.model.to(on)
     arrays = _by_modality(scene, loaded.modalities)
-    stacks = {name: _open(array, loaded.modalities[name], read or {}) for name, array in arrays.items()}
+    stacks = {name: open_modality(array, loaded.modalities[name], read or {}) for name, array in arrays.items()}
     plan = plan_sweep(stacks, loaded.modalities, window=window, shared=overlap)
-    settings = _Settings(
+    settings = Settings(
         wanted=("classes", *["confidence"] * confidence, *["probabilities"] * probabilities),
         device=str(on),
         batch_size=batch_size or plan.batch_size(on),
@@ -75,7 +75,7 @@ def predict_array(
         readers=jobs or min(4, os.cpu_count() or 1),
     )
     lazy = any(array.chunks is not None for array in arrays.values())
-    made = _lazily(plan, loaded, settings) if lazy else _predict(plan, loaded, settings)
+    made = _lazily(plan, loaded, settings) if lazy else predict_plan(plan, loaded, settings)
     drawn = {name: _drawn(name, values, arrays[plan.scene.reference], plan, loaded) for name, values in made.items()}
     return drawn["classes"] if len(drawn) == 1 else xr.Dataset(drawn)
 
@@ -97,14 +97,14 @@ def _by_modality(
     return scene
 
 
-def _open(array: xr.DataArray, modality: Modality, read: Mapping[str, ReadOptions]) -> Stack:
+def open_modality(array: xr.DataArray, modality: Modality, read: Mapping[str, ReadOptions]) -> Stack:
     options = read.get(modality.name, read.get("", ReadOptions()))
     names = [band.names for band in modality.bands]
     return of_level(open_array(array, modality.name, bands=names, unit=modality.unit, options=options), modality)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Settings:
+class Settings:
     """How a plan is carried out; travels to dask's workers."""
 
     wanted: tuple[str, ...]
@@ -114,7 +114,7 @@ class _Settings:
     readers: int
 
 
-def _predict(plan: Plan, model: LoadedModel, settings: _Settings) -> Arrays:
+def predict_plan(plan: Plan, model: LoadedModel, settings: Settings) -> Arrays:
     """The plan's target, from pixels that are at hand."""
     on, region, classes = torch.device(settings.device), plan.region, len(model.classes)
 
@@ -128,7 +128,7 @@ def _predict(plan: Plan, model: LoadedModel, settings: _Settings) -> Arrays:
         for part in sweep(
             plan.scene,
             plan.lattice,
-            strips_of(region, strip_width(plan.lattice, classes, region.width)),
+            strips_of(region, strip_width(4 * classes * plan.lattice.window, region.width)),
             score,
             lambda strip: model.task.merger(plan.lattice, strip, on),
             on=on,
@@ -147,12 +147,14 @@ def _predict(plan: Plan, model: LoadedModel, settings: _Settings) -> Arrays:
 
 
 def _values(part: Part, model: LoadedModel, wanted: Sequence[str]) -> Arrays:
-    made: Arrays = {"classes": model.task.decode(part.scores, part.valid)[None]}
+    made: Arrays = {}
+    if "classes" in wanted:
+        made["classes"] = model.task.decode(part.scores, part.valid)[None]
     scores = part.scores.masked_fill(~part.valid, torch.nan)
     if "confidence" in wanted:
         made["confidence"] = scores.amax(dim=0, keepdim=True).cpu().numpy()
-    if "probabilities" in wanted:
-        made["probabilities"] = scores.cpu().numpy()
+    for name in {"probabilities", "scores"} & set(wanted):
+        made[name] = scores.cpu().numpy()
     return made
 
 
@@ -160,7 +162,7 @@ def _nodata(name: str) -> float:
     return float(IGNORE) if name == "classes" else math.nan
 
 
-def _lazily(plan: Plan, loaded: LoadedModel, settings: _Settings) -> dict[str, Values]:
+def _lazily(plan: Plan, loaded: LoadedModel, settings: Settings) -> dict[str, Values]:
     """The plan's target as dask arrays, each chunk a task of its own that reads no more of the scene than it needs."""
     import dask
     import dask.array
@@ -215,13 +217,13 @@ def _piece(values: Values) -> Values:
 
 def _predict_piece(
     plan: Plan,
-    settings: _Settings,
+    settings: Settings,
     firsts: Mapping[str, tuple[int, int]],
     pieces: Mapping[str, np.ndarray],
     model: LoadedModel,
 ) -> Arrays:
     held = {name: hold(stack, pieces[name], firsts[name]) for name, stack in plan.scene.stacks.items()}
-    return _predict(replace(plan, scene=replace(plan.scene, stacks=held)), model, settings)
+    return predict_plan(replace(plan, scene=replace(plan.scene, stacks=held)), model, settings)
 
 
 def _drawn(name: str, values: Values, scene: xr.DataArray, plan: Plan, model: LoadedModel) -> xr.DataArray:

@@ -6,9 +6,11 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from importlib.metadata import version
+from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from odc.geo.geobox import GeoBox
 from torch import Tensor
@@ -17,16 +19,16 @@ from skysense_core import config, runtime
 from skysense_core.checkpoint import Description, LoadedModel, load_description, load_model, packaged_models
 from skysense_core.data.batch import Batch, collate
 from skysense_core.data.scene import model_grid, open_stacks
-from skysense_core.errors import SkysenseError, UsageError
+from skysense_core.errors import UsageError
 from skysense_core.geo.cache import block_cache
-from skysense_core.geo.cog import BLOCK
+from skysense_core.geo.cog import BLOCK, Product
 from skysense_core.geo.fingerprint import fingerprint
 from skysense_core.geo.grid import ground_gsd
 from skysense_core.geo.windows import Window
 from skysense_core.inference import STRIP_BYTES, Meter, plan_sweep, strip_width, sweep, write_behind
 from skysense_core.merge import Merger
-from skysense_core.predict.products import encoder, products_of
-from skysense_core.predict.settings import PredictConfig
+from skysense_core.predict.products import Encode, encoder, products_of, within
+from skysense_core.predict.settings import Estimate, PredictConfig
 from skysense_core.predict.shards import (
     Plan,
     Shard,
@@ -40,30 +42,16 @@ from skysense_core.predict.shards import (
 )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Estimate:
-    """What a prediction would take."""
-
-    windows: int
-    shards: int
-    reused: int
-    megapixels: float
-    batch_size: int
-    memory: int
-    """Bytes at most, of this process."""
-    disk: int
-    """Bytes at most, for the shards and the files together, before compression."""
-    seconds: float
-    """From the time of one batch here; empty windows are not known yet."""
-
-
 class Job:
     """A prediction that is ready to start: everything is checked, nothing is written."""
+
+    block: ClassVar[int] = BLOCK
+    """Side of a block of the products; shards are whole blocks."""
 
     def __init__(self, given: PredictConfig, model: LoadedModel | None = None) -> None:
         self.config = given
         self.device = runtime.choose_device(given.device)
-        description, self.notes = _describe(given) if model is None else (model, [])
+        description, self.notes = describe(given) if model is None else (model, [])
         stacks = open_stacks(given.inputs, description.modalities, given.read)
         self.model = model or load_model(description.folder, self.device)
         self.plan = plan_sweep(
@@ -76,8 +64,10 @@ class Job:
             aoi=given.aoi,
             region=given.region,
             like=given.like,
+            cell=self.model.task.output.cell,
         )
-        self.bf16 = runtime.uses_bfloat16(self.device, given.precision)
+        self.precision = _precision(given, self.model)
+        self.bf16 = runtime.uses_bfloat16(self.device, self.precision)
         self.notes += [*self.plan.notes, *self._notes()]
         # Polygons have a mean confidence, whether its raster is wanted or not.
         self.confidence = given.confidence or (None if given.polygons is None else "max")
@@ -85,40 +75,47 @@ class Job:
         self.batch_size, self.shard = self._sizes(old)
         # The last bits of a product of matrices depend on them, as they do on the batch.
         self.threads = _threads(given, self.device, old)
-        self.products = products_of(
-            self.model.task,
-            confidence=self.confidence,
-            probabilities=given.probabilities,
-            observations=given.observations,
-            tags=self._tags(),
-        )
+        self.products = self._products()
         if given.compile:
             # Before any work: a signal in the middle of compiling would come out as the compiler's failure.
             self.model.model.compile()
             self._forward(self.batch_size)
 
     @property
+    def megapixels(self) -> float:
+        """Of the grid that the model sees."""
+        region = self.plan.region
+        return region.height * region.width * self.plan.scene.cell**2 / 1e6
+
+    @property
     def ground(self) -> GeoBox:
         """The grid of the predicted region."""
-        return self.plan.region.geobox(self.plan.scene.grid)
+        return self.plan.region.geobox(self.plan.scene.cells)
+
+    def scores_from(self) -> dict[str, Any]:
+        """What the scores come from: scene, model, and how it is run."""
+        plan = self.plan
+        paths = sorted({path for stack in plan.scene.stacks.values() for path in stack.paths})
+        area = plan.scene.area
+        return {
+            "skysense": version("skysense"),
+            "model": self.model.digest,
+            "inputs": {path: fingerprint(path) for path in paths},
+            "read": {name: config.to_table(options) for name, options in self.config.read.items()},
+            "lattice": asdict(plan.lattice),
+            "area": None if area is None else hashlib.sha256(b"".join(area.geometry.to_wkb())).hexdigest(),
+            "device": self.device.type,
+            "bf16": self.bf16,
+        }
 
     def shard_plan(self) -> Plan:
         """What the bytes of the result depend on."""
         plan, given = self.plan, self.config
-        paths = sorted({path for stack in plan.scene.stacks.values() for path in stack.paths})
-        area = plan.scene.area
         made_by = {
-            "skysense": version("skysense"),
-            "model": self.model.digest,
-            "inputs": {path: fingerprint(path) for path in paths},
-            "read": {name: config.to_table(options) for name, options in given.read.items()},
-            "lattice": asdict(plan.lattice),
-            "area": None if area is None else hashlib.sha256(b"".join(area.geometry.to_wkb())).hexdigest(),
+            **self.scores_from(),
             "batch_size": self.batch_size,
             "threads": self.threads,
             "confidence": self.confidence,
-            "device": self.device.type,
-            "bf16": self.bf16,
             "compile": given.compile,
         }
         products = {name: asdict(product) for name, product in self.products.items()}
@@ -141,14 +138,14 @@ class Job:
         sweeps = runs(wanted)
         strips = [over(run).shifted(region.row, region.col) for run in sweeps]
         cuts = sorted({region.row + shard.window.row for shard in store.shards})[1:]
-        encode = encoder(self.model.task, self.products, self.confidence, scene.grid, scene.area)
+        encode = within(self._encoder(), self.products, scene.cells, scene.area)
         score = self._score()
         readers = self.config.jobs or min(4, os.cpu_count() or 1)
         with ExitStack() as context:
             context.enter_context(runtime.threads(self.threads))
-            context.enter_context(block_cache(scene.stacks.values(), self.shard[1], readers))
+            context.enter_context(block_cache(scene.stacks.values(), self.shard[1] * scene.cell, readers))
             windows = sum(len(lattice.windows(strip)) for strip in strips)
-            pixels = sum(strip.height * strip.width for strip in strips)
+            pixels = sum(strip.height * strip.width for strip in strips) * scene.cell**2
             meter = context.enter_context(Meter(windows, pixels))
             for run, strip in zip(sweeps, strips, strict=True):
                 swept = sweep(
@@ -181,15 +178,15 @@ class Job:
         self._forward(self.batch_size)
         seconds = (time.perf_counter() - started) * windows / self.batch_size
         height, width = self.ground.shape
-        each = sum(len(product.bands) for product in self.products.values())
-        scores = 4 * len(self.model.classes) * plan.lattice.window * self.shard[1]
+        each = sum(len(product.bands) * np.dtype(product.pixel).itemsize for product in self.products.values())
+        scores = self._column() * self.shard[1]
         return Estimate(
             windows=windows,
             shards=len(store.shards),
             reused=reused,
-            megapixels=height * width / 1e6,
+            megapixels=self.megapixels,
             batch_size=self.batch_size,
-            memory=runtime.peak_memory() + 2 * scores + each * self.shard[1] * BLOCK,
+            memory=runtime.peak_memory() + 2 * scores + each * self.shard[1] * self.block,
             disk=round(each * (height * width + 4 / 3 * plan.target.shape.y * plan.target.shape.x)),
             seconds=seconds,
         )
@@ -215,8 +212,14 @@ class Job:
                     fix=f"Allow at least {needs / 2**30:.1f}G, or use a smaller --window.",
                 )
             batch_size = max(min(fitting, batch_size if self.device.type == "cpu" else 128), 1)
-        columns = strip_width(plan.lattice, len(self.model.classes), width, scores)
-        return given.batch_size or batch_size, given.shard or (shard_rows(plan.lattice.window), columns)
+        cell = plan.scene.cell
+        columns = strip_width(self._column(), width, scores, block=self.block, cell=cell)
+        rows = shard_rows(plan.lattice.window, self.block, cell)
+        return given.batch_size or batch_size, given.shard or (rows, columns)
+
+    def _column(self) -> int:
+        """Bytes of scores that a column of a strip holds."""
+        return 4 * len(self.model.classes) * self.plan.lattice.window
 
     def _forward(self, windows: int) -> None:
         """Predict the middle of the scene so many times at once, for its time and memory."""
@@ -237,13 +240,28 @@ class Job:
 
         @torch.inference_mode()
         def score(batch: Batch) -> Tensor:
-            with runtime.autocast(self.device, self.config.precision):
+            with runtime.autocast(self.device, self.precision):
                 return self.model.task.scores(model, batch)
 
         return score
 
     def _merger(self, strip: Window) -> Merger:
         return self.model.task.merger(self.plan.lattice, strip, self.device)
+
+    def _products(self) -> dict[str, Product]:
+        """What is written, by name; the main one first."""
+        given = self.config
+        return products_of(
+            self.model.task,
+            confidence=self.confidence,
+            probabilities=given.probabilities,
+            observations=given.observations,
+            tags=self._tags(),
+        )
+
+    def _encoder(self) -> Encode:
+        """What turns finished rows into them."""
+        return encoder(self.model.task, self.products, self.confidence)
 
     def _notes(self) -> list[str]:
         stacks, model = self.plan.scene.stacks, self.model
@@ -256,15 +274,29 @@ class Job:
         return notes
 
     def _tags(self) -> dict[str, str]:
-        lattice = self.plan.lattice
+        lattice, cell = self.plan.lattice, self.plan.scene.cell
+        window, stride, trim, blend = (
+            side * cell for side in (lattice.window, lattice.stride, lattice.trim, lattice.overlap)
+        )
         return {
             "TIFFTAG_SOFTWARE": f"skysense {version('skysense')}",
             "MODEL": self.model.name,
             "MODEL_DIGEST": self.model.digest,
             "INPUTS": " ".join(self.config.inputs),
-            "WINDOWS": f"{lattice.window} px, stride {lattice.stride}, trim {lattice.trim}, blend {lattice.overlap}",
+            "WINDOWS": f"{window} px, stride {stride}, trim {trim}, blend {blend}",
             "DEVICE": f"{self.device.type}, {'bf16' if self.bf16 else 'fp32'}",
         }
+
+
+def _precision(given: PredictConfig, model: Description) -> str:
+    """As given; an exported file computes in float32, whatever the hardware has."""
+    if not model.export:
+        return given.precision
+    if given.compile or given.precision not in ("auto", "fp32"):
+        raise UsageError(
+            f"{model.folder}: an exported model runs as it is, in fp32", fix="Leave out --compile and --precision."
+        )
+    return "fp32"
 
 
 def _threads(given: PredictConfig, device: torch.device, old: Plan | None) -> int:
@@ -276,28 +308,7 @@ def _threads(given: PredictConfig, device: torch.device, old: Plan | None) -> in
     return 1 if given.cluster else torch.get_num_threads()
 
 
-_jobs: dict[str, Job] = {}
-"""Of a worker process: the last job, with its model loaded."""
-
-
-def compute_elsewhere(given: PredictConfig, plan: Plan, numbers: tuple[int, ...]) -> tuple[int, int, float]:
-    """`Job.compute` of these shards in a worker process, which may be on another machine.
-
-    Raises SkysenseError where the worker does not see the inputs, the model or the versions of the plan.
-    """
-    if plan.digest not in _jobs:
-        job = Job(given)
-        found = job.shard_plan()
-        if found.digest != plan.digest:
-            raise SkysenseError(f"a worker would compute something else: {plan.differences(found)}")
-        _jobs.clear()
-        _jobs[plan.digest] = job
-    store = Shards(given.out, plan)
-    left = [shard for shard in store.missing() if shard.number in numbers]
-    return _jobs[plan.digest].compute(store, left)
-
-
-def _describe(config: PredictConfig) -> tuple[Description, list[str]]:
+def describe(config: PredictConfig) -> tuple[Description, list[str]]:
     """The model that was asked for, or the packaged one that reads these inputs."""
     if config.model is not None:
         return load_description(config.model), []

@@ -1,13 +1,13 @@
 """What a prediction writes: each product is one raster, made from the merged scores of finished rows."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from typing import Literal, TypeAlias
 
 import numpy as np
 import torch
 from geopandas import GeoDataFrame
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Num, UInt8
 from odc.geo.geobox import GeoBox
 from torch import Tensor
 
@@ -21,8 +21,10 @@ LEVELS = 254
 """Steps in which a probability is stored in a byte: probability = number / 254; 255 is nodata."""
 
 Measure: TypeAlias = Literal["max", "margin", "entropy"]
-Arrays: TypeAlias = dict[str, UInt8[np.ndarray, "_ n w"]]
+Arrays: TypeAlias = dict[str, Num[np.ndarray, "_ n w"]]
 """By product: its bands of some rows."""
+Encode: TypeAlias = Callable[[Part], Arrays]
+"""What turns finished rows into the stored numbers of every product."""
 
 CONFIDENCE: dict[Measure, str] = {
     "max": "the highest probability",
@@ -63,10 +65,8 @@ def products_of(
     return found
 
 
-def encoder(
-    task: Task, names: Mapping[str, Product], confidence: Measure | None, grid: GeoBox, area: GeoDataFrame | None
-) -> Callable[[Part], Arrays]:
-    """What turns finished rows into the bytes of every product; `grid` is the scene's, outside `area` is nodata."""
+def encoder(task: Task, names: Collection[str], confidence: Measure | None) -> Encode:
+    """The class map and what else is wanted of it."""
 
     def encode(part: Part) -> Arrays:
         valid, made = part.valid, {"classes": task.decode(part.scores, part.valid)[None]}
@@ -76,13 +76,24 @@ def encoder(
             made["probabilities"] = _bytes(part.scores, valid)
         if "observations" in names:
             made["observations"] = part.seen.masked_fill(~valid, IGNORE).cpu().numpy()[None]
-        if area is not None:
-            outside = vector.rasterize(area, np.zeros(len(area), int), part.window.geobox(grid), fill=1) == 1
-            for rows in made.values():
-                rows[:, outside] = IGNORE
         return made
 
     return encode
+
+
+def within(encode: Encode, products: Mapping[str, Product], grid: GeoBox, area: GeoDataFrame | None) -> Encode:
+    """`encode` with nodata outside `area`, where there is one; `grid` is the one on which parts are counted."""
+    if area is None:
+        return encode
+
+    def inside(part: Part) -> Arrays:
+        made = encode(part)
+        outside = vector.rasterize(area, np.zeros(len(area), int), part.window.geobox(grid), fill=1) == 1
+        for name, rows in made.items():
+            rows[:, outside] = products[name].nodata
+        return made
+
+    return inside
 
 
 def measure_confidence(scores: Float[Tensor, "k n w"], measure: Measure) -> Float[Tensor, "n w"]:

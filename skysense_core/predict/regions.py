@@ -13,8 +13,8 @@ from skysense_core.errors import Interrupted, SkysenseError, UsageError
 from skysense_core.geo.grid import crs_of
 from skysense_core.geo.regions import Region, read_regions
 from skysense_core.predict import PredictResult, run
-from skysense_core.predict.job import Estimate, Job
-from skysense_core.predict.settings import PredictConfig
+from skysense_core.predict.job import Job
+from skysense_core.predict.settings import Estimate, PredictConfig
 
 log = logging.getLogger(__name__)
 

@@ -1,4 +1,4 @@
-"""The settings of a prediction."""
+"""The settings of a prediction, and what it would take."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -66,3 +66,20 @@ class PredictConfig:
     creation_options: Mapping[str, str] = field(default_factory=dict)
     """Of GDAL's COG driver."""
     overwrite: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Estimate:
+    """What a prediction would take."""
+
+    windows: int
+    shards: int
+    reused: int
+    megapixels: float
+    batch_size: int
+    memory: int
+    """Bytes at most, of this process."""
+    disk: int
+    """Bytes at most, for the shards and the files together, before compression."""
+    seconds: float
+    """From the time of one batch here; empty windows are not known yet."""

@@ -35,6 +35,7 @@ from skysense_core.geo.windows import Window
 
 PLAN = "plan.json"
 JOINING = "joining"
+MAPS = ("classes", "features")
 ROWS = 2048
 """Rows of a shard; more where a window is larger, for a window may not reach over three shards."""
 
@@ -106,9 +107,9 @@ class Shard:
         return f"{self.number:05}"
 
 
-def shard_rows(window: int) -> int:
-    """Rows of a shard for windows of this side: whole blocks."""
-    return max(ROWS, math.ceil(window / BLOCK) * BLOCK)
+def shard_rows(window: int, block: int = BLOCK, cell: int = 1) -> int:
+    """Rows of a shard for windows of this side: whole blocks. `cell`: pixels of the scene along one of the map."""
+    return math.ceil(max(ROWS / cell, window) / block) * block
 
 
 def cuts(shards: Collection[Shard]) -> tuple[int, ...]:
@@ -173,25 +174,36 @@ class Shards:
         return [shard for shard in self.shards if not (self.folder / shard.name).is_dir()]
 
     @contextlib.contextmanager
+    def drafts(self) -> Iterator[dict[str, Path]]:
+        """Within, every product as a virtual raster over the shards, on the predicted grid.
+
+        Raises SkysenseError where a shard is missing.
+        """
+        if self.missing():
+            raise SkysenseError(
+                f"{self.out}: {len(self.missing())} of {len(self.shards)} shards are not finished",
+                fix="Run the same skysense command again to compute them.",
+            )
+        grid, drafts = grid_of(self.plan.grid), {}
+        # Among the shards: what a killed process leaves there goes with them.
+        with scratch_beside(self.folder / self.out.name) as scratch:
+            for name in self.plan.products:
+                parts = [(self.folder / shard.name / f"{name}.tif", shard.window) for shard in self.shards]
+                drafts[name] = write_vrt(parts, grid, self.plan.product(name), scratch / f"{name}.shards")
+            yield drafts
+
+    @contextlib.contextmanager
     def joined(self, options: Mapping[str, str]) -> Iterator[dict[str, Path]]:
         """Within, every product as one COG on the grid of the map, to be published; the folder of the shards stays.
 
         `options`: creation options of GDAL's COG driver. Raises SkysenseError where a shard is missing and where GDAL
         cannot write.
         """
-        if self.missing():
-            raise SkysenseError(
-                f"{self.out}: {len(self.missing())} of {len(self.shards)} shards are not finished",
-                fix="Run the same skysense predict command again to compute them.",
-            )
         grid, target = grid_of(self.plan.grid), grid_of(self.plan.target)
         finished = {}
-        # Among the shards: what a killed process leaves there goes with them.
-        with scratch_beside(self.folder / self.out.name) as scratch:
-            for name in self.plan.products:
+        with self.drafts() as drafts:
+            for name, draft in drafts.items():
                 product = self.plan.product(name)
-                parts = [(self.folder / shard.name / f"{name}.tif", shard.window) for shard in self.shards]
-                draft = write_vrt(parts, grid, product, scratch / f"{name}.shards")
                 sieved = self.plan.sieve_pixels > 1 and product.kind == "classes"
                 if sieved or differ(grid, target):
                     draft = warp(draft, target, product)
@@ -299,8 +311,8 @@ def folder_of(out: Path) -> Path:
 
 
 def path_of(out: Path, product: str) -> Path:
-    """Where a product is published: the map as `out`, others beside it."""
-    return out if product == "classes" else out.with_name(f"{out.stem}_{product}.tif")
+    """Where a product is published: the map (of classes or features) as `out`, others beside it."""
+    return out if product in MAPS else out.with_name(f"{out.stem}_{product}.tif")
 
 
 def stored_plan(out: Path) -> Plan | None:

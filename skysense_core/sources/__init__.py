@@ -1,4 +1,4 @@
-"""Labelled data sets by layout: one file each, the module's name is its `--source` name.
+"""Data sets by layout: one file each, the module's name is its `--source` name.
 
 A source is a frozen dataclass whose fields are the `[data]` table; `open` gives one part of it as a `types.Split`.
 """
@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from skysense_core import config, registry
 from skysense_core.errors import SkysenseError, UsageError
+from skysense_core.geo.paths import is_remote
 from skysense_core.modalities import Modality
 from skysense_core.types import PartName, Split
 
@@ -29,6 +30,19 @@ class Source(Protocol):
 
     def open(self, split: PartName, modalities: Mapping[str, Modality]) -> Split:
         """The samples of one part, each with these modalities. Raises SkysenseError where the data do not allow it."""
+
+
+@runtime_checkable
+class Describing(Protocol):
+    """A source that says itself what its modalities are: their level, pixel size and statistics."""
+
+    def described(self) -> dict[str, Modality]:
+        """The modalities by their names."""
+
+
+def described(source: Source) -> dict[str, Modality]:
+    """The modalities that a data set describes itself; of the others the packaged files hold."""
+    return source.described() if isinstance(source, Describing) else {}
 
 
 def detect(path: Path) -> str:
@@ -58,5 +72,18 @@ def from_table(table: Mapping[str, Any]) -> tuple[str, Source]:
     if name is None:
         if "path" not in fields and not fields.get("rasters"):
             raise UsageError("no data given", fix="For example --data FOLDER or --data s2=FOLDER --labels FILE")
-        name = detect(Path(fields["path"])) if "path" in fields else "scenes"
+        path = fields.get("path")
+        remote = path is not None and is_remote(str(path))  # of all layouts, only a store is read over a network
+        name = "scenes" if path is None else "store" if remote else detect(Path(path))
     return name, config.build(registry.load("sources", name), fields, "data")
+
+
+def labelled(split: Split, name: str) -> Split:
+    """The split of a source, if it has labels; raises UsageError otherwise."""
+    if not split.classes:
+        raise UsageError(
+            f"{name}: there are no labels, which only skysense pretrain can learn from",
+            fix="Give labels (--labels FILE beside rasters, masks/ beside images/, --label-column of a table), or use "
+            "skysense pretrain.",
+        )
+    return split

@@ -5,7 +5,6 @@ Which picture belongs to which part is said by subfolders (`train/images` or `im
 where nothing is known; any other values need a mapping (0/255 masks too: 255 would mean unknown).
 """
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -15,6 +14,7 @@ import numpy as np
 from pydantic import Field
 
 from skysense_core import config
+from skysense_core.data.parts import shuffled
 from skysense_core.data.scene import FACTOR
 from skysense_core.errors import SkysenseError, UsageError
 from skysense_core.geo.files import open_file
@@ -141,12 +141,8 @@ class Folder:
         return tuple(pairs[name] for name in dict.fromkeys(listed))
 
     def _shuffled(self, pairs: tuple[Pair, ...]) -> tuple[Pair, ...]:
-        """In an order that each name and the seed decide alone."""
-
-        def draw(pair: Pair) -> bytes:
-            return hashlib.blake2b(repr((self.seed, pair.name)).encode(), digest_size=8).digest()
-
-        return tuple(sorted(pairs, key=draw))
+        by_name = {pair.name: pair for pair in pairs}
+        return tuple(by_name[name] for name in shuffled(by_name, self.seed))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""Rasters with labels over them: an analyst's own imagery and polygons, or a raster of class codes.
+"""Rasters, with labels over them (polygons or a raster of class codes) or without: an analyst's own imagery.
 
 Given as `--data s2=folder/ --labels fields.gpkg`, or as a TOML file for several scenes (paths are relative to it):
 
@@ -8,7 +8,8 @@ Given as `--data s2=folder/ --labels fields.gpkg`, or as a TOML file for several
     split = "train"            # optional: the whole scene belongs to this part
     read.hr.rescale = [0, 2000]
 
-Samples are windows of the finest modality, cut from blocks that belong to one part each.
+Samples are windows of the finest modality, cut from blocks that belong to one part each. Scenes without labels, which
+is all of them or none, are material for pre-training only.
 """
 
 from collections import Counter
@@ -20,22 +21,22 @@ from typing import Annotated, Any, ClassVar, Literal, TypeAlias, get_args
 import geopandas as gpd
 import numpy as np
 import shapely
-from jaxtyping import Bool, UInt8
+from jaxtyping import Bool
 from odc.geo.geobox import GeoBox
 from pydantic import Field
 
 from skysense_core import config
-from skysense_core.data.scene import model_grid
+from skysense_core.data.scene import model_grid, read_place
 from skysense_core.errors import SkysenseError, UsageError, did_you_mean, unknown
 from skysense_core.geo import blocks, vector
 from skysense_core.geo.blocks import Block, Place
 from skysense_core.geo.grid import crs_of, ground_gsd, scaled
-from skysense_core.geo.labels import UNKNOWN, Classes, Labels, open_labels
+from skysense_core.geo.labels import UNKNOWN, Classes, Legend, Truth, open_labels
 from skysense_core.geo.options import NONE, ReadOptions
 from skysense_core.geo.paths import is_plain
 from skysense_core.geo.raster import Stack, open_stack
 from skysense_core.geo.windows import Window
-from skysense_core.modalities import Modality, finest, side_beside
+from skysense_core.modalities import Modality, finest
 from skysense_core.types import IGNORE, ClassMap, PartName, Sample
 
 Share: TypeAlias = Annotated[float, Field(ge=0, lt=1)]
@@ -51,16 +52,16 @@ class Scene:
 
     name: str
     rasters: Mapping[str, tuple[str, ...]]
-    labels: str
+    labels: str | None = None
     split: PartName | None = None
     read: Mapping[str, ReadOptions] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scenes:
-    """The `[data]` table of rasters with labels."""
+    """The `[data]` table of rasters, with labels or without."""
 
-    looked_for: ClassVar[str] = "a TOML file with [[scene]] tables, each with a raster per modality and labels"
+    looked_for: ClassVar[str] = "a TOML file with [[scene]] tables, each with a raster per modality and perhaps labels"
 
     path: Path | None = None
     """TOML file of scenes; otherwise `rasters` and `labels` are one scene."""
@@ -102,7 +103,7 @@ class Scenes:
     def scenes(self) -> list[Scene]:
         """What is given, with paths made whole. Raises UsageError where something is lacking."""
         if self.path is None:
-            tables, base = [{**self.rasters, "labels": self.labels}], Path()
+            tables, base = [self.rasters | ({} if self.labels is None else {"labels": self.labels})], Path()
         else:
             if self.rasters or self.labels is not None:
                 raise UsageError(f"{self.path} names rasters and labels already", fix="Leave out --labels.")
@@ -116,7 +117,7 @@ class Scenes:
         return scenes
 
     def open(self, split: PartName, modalities: Mapping[str, Modality]) -> "ScenesSplit":
-        """The windows of one part that have a label.
+        """The windows of one part that have a label; without labels, all that show something train.
 
         Raises SkysenseError or UsageError where rasters, labels and modalities do not fit together, or where the
         labelled area is too small to be split.
@@ -125,14 +126,20 @@ class Scenes:
         lacking = set(modalities) - {name for scene in opened for name in scene.stacks}
         if lacking:
             raise UsageError(f"no scene has {', '.join(sorted(lacking))}", fix=f"Known: {', '.join(self.available())}.")
-        legend, labels, notes = open_labels(
-            [(scene.labels, scene.grid) for scene in opened],
-            column=self.label_column,
-            classes=self.classes,
-            unlabelled=self.unlabelled,
-        )
-        truths = [Truth(labels=one, area=self._area(scene.grid)) for one, scene in zip(labels, opened, strict=True)]
         window = modalities[finest(modalities)].window
+        named = [(scene.labels, scene.grid) for scene in opened if scene.labels is not None]
+        if named and len(named) < len(opened):
+            lonely = next(scene.name for scene in opened if scene.labels is None)
+            raise UsageError(f"{lonely}: a scene without labels beside others with", fix="Give all scenes labels.")
+        truths: list[Truth | None] = [None] * len(opened)
+        legend = Legend(classes=(), codes={})
+        notes: tuple[str, ...] = ()
+        if named:
+            legend, labels, notes = open_labels(
+                named, column=self.label_column, classes=self.classes, unlabelled=self.unlabelled
+            )
+            areas = [self._area(scene.grid) for scene in opened]
+            truths = [Truth(labels=one, area=area) for one, area in zip(labels, areas, strict=True)]
         found = [
             block
             for scene, truth in zip(opened, truths, strict=True)
@@ -141,12 +148,15 @@ class Scenes:
         ]
         if not found:
             raise SkysenseError("no pixel of the scenes has a label", fix="Check --bbox, --aoi and the labels.")
-        parts, shared = blocks.deal(found, val_share=self.val_share, test_share=self.test_share, seed=self.seed)
-        if not parts[split]:
-            raise SkysenseError(
-                f"the {split} part is empty: {len(found)} labelled blocks of {self.block * window} pixels are too few",
-                fix="Smaller blocks give more of them: --set data.block=1",
-            )
+        if named:
+            parts, shared = blocks.deal(found, val_share=self.val_share, test_share=self.test_share, seed=self.seed)
+            few = f"{len(found)} labelled blocks of {self.block * window} pixels are too few"
+            fix = "Smaller blocks give more of them: --set data.block=1"
+        else:
+            parts, shared = {"train": [block for block in found if block.part in (None, "train")]}, 0
+            few, fix = "without labels all that is shown trains", "--labels FILE"
+        if not parts.get(split):
+            raise SkysenseError(f"the {split} part is empty: {few}", fix=fix)
         counts = ", ".join(f"{len(dealt)} {name}" for name, dealt in parts.items())
         if shared:
             counts += f"; {shared} left out: another part shows their ground"
@@ -157,7 +167,7 @@ class Scenes:
                 (block.scene, p) for block in parts[split] for p in (block.dense if split == "train" else block.once)
             ),
             classes=legend.classes,
-            notes=(*(note for scene in opened for note in scene.notes), *notes, f"labelled blocks in space: {counts}"),
+            notes=(*(note for scene in opened for note in scene.notes), *notes, f"blocks in space: {counts}"),
         )
 
     def _area(self, grid: GeoBox) -> gpd.GeoDataFrame | None:
@@ -166,19 +176,18 @@ class Scenes:
         given += [vector.load_aoi(self.aoi, crs_of(grid))] if self.aoi else []
         return gpd.GeoDataFrame(geometry=[shapely.intersection_all(given)], crs=crs_of(grid).proj) if given else None
 
-    def _blocks(self, scene: "OpenScene", truth: "Truth", window: int) -> Iterator[Block]:
-        """A scene cut into blocks, halves first where it is split so."""
+    def _blocks(self, scene: "OpenScene", truth: Truth | None, window: int) -> Iterator[Block]:
+        """A scene cut into blocks, halves first where it is split so; without labels all that is shown counts."""
         whole = Window.of(scene.grid)
-        if scene.split is not None or self.split_by == "blocks":
+        if truth is None or scene.split is not None or self.split_by == "blocks":
             areas: list[tuple[Window, PartName | None]] = [(whole, scene.split)]
         else:
             first, second = blocks.halves(whole, across=self.split_by == "west-east")
             areas = [(first, "train"), (second, "test")]
         for half, part in areas:
             for area in blocks.cut(half, self.block * window):
-                codes = truth.read(area.geobox(scene.grid))
-                known = codes != IGNORE
-                if self.unlabelled != UNKNOWN:  # then every pixel has a label, also where there is no image
+                known = scene.shows(area) if truth is None else truth.read(area.geobox(scene.grid)) != IGNORE
+                if truth is not None and self.unlabelled != UNKNOWN:  # even where there is no image, there is a label
                     known &= scene.shows(area)
                 ground, _ = vector.footprint_lonlat(area.geobox(scene.grid))
                 chosen = scene.split is not None
@@ -190,7 +199,7 @@ class OpenScene:
     """A scene with its files probed."""
 
     name: str
-    labels: str
+    labels: str | None
     split: PartName | None
     stacks: Mapping[str, Stack]
     reference: str
@@ -207,25 +216,11 @@ class OpenScene:
         return valid[np.ix_(rows, cols)]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Truth:
-    """The labels over a scene, and where they count."""
-
-    labels: Labels
-    area: gpd.GeoDataFrame | None
-
-    def read(self, grid: GeoBox) -> UInt8[np.ndarray, "h w"]:
-        codes = self.labels.read(grid)
-        if self.area is None:
-            return codes
-        return np.where(vector.rasterize(self.area, [1], grid, fill=0) == 1, codes, np.uint8(IGNORE))
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScenesSplit:
-    """The labelled windows of one part."""
+    """The windows of one part."""
 
-    scenes: Mapping[str, tuple[OpenScene, Truth]]
+    scenes: Mapping[str, tuple[OpenScene, Truth | None]]
     modalities: Mapping[str, Modality]
     windows: tuple[tuple[str, Place], ...]
     """Scene and window of every sample."""
@@ -238,22 +233,15 @@ class ScenesSplit:
 
     def __getitem__(self, index: int) -> Sample:
         name, place = self.windows[index]
-        scene, _ = self.scenes[name]
-        reference = self.modalities[scene.reference]
         grid = self._grid(index)
-        images = {}
-        for modality, stack in scene.stacks.items():
-            side = reference.window
-            if modality != scene.reference:
-                side = side_beside(reference, self.modalities[modality], side)
-            images[modality] = stack.read(scaled(grid, (side, side)))
+        images = read_place(self.scenes[name][0].stacks, self.modalities, grid)
         footprint, lonlat = vector.footprint_lonlat(grid)
         return Sample(
             id=f"{name}:{place.row},{place.col}",
             epochs=(images,),
             footprint=footprint,
             lonlat=lonlat,
-            label=self.label(index),
+            label=self.label(index) if self.classes else None,
         )
 
     def size(self, index: int) -> tuple[int, int]:
@@ -261,10 +249,12 @@ class ScenesSplit:
         return side, side
 
     def label(self, index: int) -> ClassMap:
-        """The label; pixels that a window before has shown are `IGNORE`."""
+        """The label; pixels that a window before has shown are `IGNORE`. Raises SkysenseError where there is none."""
         name, place = self.windows[index]
-        grid = self._grid(index)
-        codes = self.scenes[name][1].read(grid)
+        grid, truth = self._grid(index), self.scenes[name][1]
+        if truth is None:
+            raise SkysenseError(f"{name}: a scene without labels", fix="--labels FILE")
+        codes = truth.read(grid)
         codes[: place.seen_rows] = codes[:, : place.seen_cols] = IGNORE
         return ClassMap(codes=codes, geobox=grid)
 
@@ -281,10 +271,8 @@ def _scene(table: Mapping[str, Any], base: Path, read: Mapping[str, Mapping[str,
     rasters = {key: value for key, value in table.items() if key not in ("name", "labels", "split", "read")}
     if not rasters:
         raise UsageError("a scene without a raster", fix="For example --data s2=FOLDER --labels FILE")
-    if "labels" not in fields:
-        hint = did_you_mean("labels", rasters)
-        raise UsageError("a scene without labels", fix=hint.strip() or "--labels FILE: polygons or a raster of codes.")
-
+    if "labels" not in fields and (hint := did_you_mean("labels", rasters)):
+        raise UsageError("a scene without labels", fix=hint.strip())
     if fields.get("split", "train") not in get_args(PartName):
         raise unknown("split", fields["split"], get_args(PartName))
 
@@ -298,7 +286,7 @@ def _scene(table: Mapping[str, Any], base: Path, read: Mapping[str, Mapping[str,
     return Scene(
         name=fields.get("name", Path(next(iter(paths.values()))[0]).stem),
         rasters={name: tuple(whole(path) for path in given) for name, given in paths.items()},
-        labels=whole(fields["labels"]),
+        labels=whole(fields["labels"]) if "labels" in fields else None,
         split=fields.get("split"),
         read={
             name: one if one.cloud_mask in (None, NONE) else replace(one, cloud_mask=whole(one.cloud_mask))

@@ -31,6 +31,9 @@ class RasterOutput:
     classes: tuple[str, ...]
     colours: tuple[str, ...]
     """`#rrggbb` per class."""
+    cell: int | None = None
+    """Pixels of the reference modality, at the model's own pixel size, that a pixel of the map is wide; None: the map
+    has the scene's own pixels."""
 
 
 @runtime_checkable

@@ -12,9 +12,11 @@ from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from skysense_core import runtime
 from skysense_core.data.batch import Batch, Series
 from skysense_core.errors import SkysenseError, UsageError
 from skysense_core.geo.windows import Lattice, Window
+from skysense_core.losses import collectives
 from skysense_core.merge.raster import RasterMerger
 from skysense_core.metrics import ClassMapMetrics
 from skysense_core.modalities import Modality, finest
@@ -120,7 +122,10 @@ class Segmentation:
         return label.codes
 
     def losses(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        """Weighted cross-entropy over the labelled pixels of the batch; 0 where there are none."""
+        """Weighted cross-entropy over the labelled pixels of all processes' batches; 0 where there are none.
+
+        This process's part; see `collectives.mean`.
+        """
         assert batch.target is not None
         logits, target = model(batch).float(), batch.target.long()
         weights = torch.tensor(self.class_weights or (1.0,) * len(self.classes), device=logits.device)
@@ -132,8 +137,8 @@ class Segmentation:
             reduction="sum",
             label_smoothing=self.label_smoothing,
         )
-        weight = weights[target[target != IGNORE]].sum()
-        return {"cross_entropy": total / weight.clamp(min=torch.finfo(torch.float32).tiny)}
+        weight = collectives.summed(weights[target[target != IGNORE]].sum())
+        return {"cross_entropy": total * runtime.world() / weight.clamp(min=torch.finfo(torch.float32).tiny)}
 
     def metrics(self) -> ClassMapMetrics:
         return ClassMapMetrics(self.classes)

@@ -1,0 +1,69 @@
+"""Random reads of samples: from a store, from loose GeoTIFF chips, and from windows of the original JP2 files.
+
+    python benchmarks/store.py FOLDER [--side 2048] [--reads 300]
+
+FOLDER as for benchmarks/ingest.py. Each way reads the same samples (64 x 64 pixels, ten bands) in one random
+order, one process. Prints one JSON line. The bars: at least 5 times the windowed reads, not slower than loose chips.
+"""
+
+import argparse
+import json
+import os
+import tarfile
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from ingest import write_tile
+
+from skysense_core.geo.chips import read_chip
+from skysense_core.geo.raster import open_stack
+from skysense_core.ingest import IngestConfig, ingest
+from skysense_core.sources.store import Store
+
+
+def rate(read: Callable[[int], object], order: list[int]) -> float:
+    """Reads per second."""
+    started = time.perf_counter()
+    for index in order:
+        read(index)
+    return len(order) / (time.perf_counter() - started)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--side", type=int, default=2048)
+    parser.add_argument("--reads", type=int, default=300)
+    given = parser.parse_args()
+    with tempfile.TemporaryDirectory() as name:
+        tile, out, loose = (Path(name) / part for part in ("tile", "store", "loose"))
+        write_tile(given.folder, tile, given.side)
+        ingest(IngestConfig(out=out, inputs={"s2": str(tile)}, val_share=0.0, test_share=0.0))
+        source = Store(path=str(out))
+        modality = source.described()["s2"]
+        split = source.open("train", {"s2": modality})
+        for shard in (out / "shards").iterdir():
+            with tarfile.open(shard) as tar:
+                tar.extractall(loose, filter="data")
+        bands = [band.names for band in modality.bands]
+        stack = open_stack(tile, bands=bands, unit=modality.unit)
+        samples = [split[index] for index in range(len(split))]
+        order = np.random.default_rng(0).integers(0, len(split), given.reads).tolist()
+        # As with a data set that is larger than memory: GDAL cannot keep what it has decoded.
+        os.environ["GDAL_CACHEMAX"] = "64"
+        rates = {
+            "store": rate(lambda index: split[index], order),
+            "loose": rate(lambda index: read_chip(str(loose / f"{samples[index].id}.s2.tif"), bands), order),
+            "windows": rate(
+                lambda index: stack.read(samples[index].epochs[0]["s2"].geobox), order[: given.reads // 10]
+            ),
+        }
+        ratios = {f"store / {other}": rates["store"] / rates[other] for other in ("loose", "windows")}
+        print(json.dumps({**rates, **ratios}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,222 @@
+"""`skysense info`: what a store, a model, a run or a raster holds."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from skysense_cli import console, options
+
+if TYPE_CHECKING:
+    from skysense_core.info import Content, Info, ModelInfo, RasterInfo, RunInfo, StoreInfo
+    from skysense_core.modalities import Modality
+
+BAR = 40
+"""Letters of the longest bar."""
+MONTHS = 36
+"""A chart of more months than these is one of years."""
+
+
+def info(
+    path: Annotated[
+        str, typer.Argument(metavar="PATH", help="A store, a model or run folder, a raster, a product or a cube.")
+    ],
+    map_to: Annotated[
+        Path | None,
+        typer.Option(
+            "--map",
+            metavar="FILE",
+            help="Draw where the samples of a store lie: .html (opens without a network) or .png.",
+            rich_help_panel=options.OUTPUT,
+        ),
+    ] = None,
+    overwrite: options.Overwrite = False,
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+    verbose: options.Verbose = False,
+) -> None:
+    """Print what lies at a path.
+
+    Of a store: samples, area, dates, validity, labels, parts and disk. Of a model: task, classes, inputs, scores and
+    licence. Of a run: how far it is. Of a raster: grid, bands, dates, level and unit.
+
+    \b
+    Examples:
+      skysense info store/ --map store.html
+      skysense info runs/mine
+      skysense info S2A_MSIL2A_20240601.SAFE
+    """
+    console.start_logging(quiet=quiet, verbose=verbose)
+    from skysense_core.errors import UsageError
+    from skysense_core.info import as_table
+    from skysense_core.info import info as look
+
+    if map_to is not None and map_to.exists() and not overwrite:
+        raise UsageError(f"{map_to} exists", fix="Use --overwrite, or another --map.")
+    found = look(path, map_to)
+    if json:
+        console.print_json(as_table(found))
+    elif not quiet:
+        _print(found)
+        if map_to is not None:
+            console.print_facts({"map": str(map_to)})
+
+
+def _print(found: "Info") -> None:
+    from skysense_core.info import ModelInfo, RasterInfo, RunInfo
+
+    if isinstance(found, RasterInfo):
+        _print_raster(found)
+    elif isinstance(found, ModelInfo):
+        _print_model(found)
+    elif isinstance(found, RunInfo):
+        _print_run(found)
+    else:
+        _print_store(found)
+
+
+def _print_store(found: "StoreInfo") -> None:
+    facts = {
+        "store": str(found.path),
+        "samples": f"{found.samples:,}",
+        "area": f"{found.area_km2:,.4g} km2",
+        "CRS": _listed(found.crs),
+        "disk": f"{_size(found.bytes)}, {found.shards} shard{'s' * (found.shards != 1)}",
+        "format": f"version {found.version}",
+    }
+    if found.failures:
+        facts["failed"] = f"inputs that could not be read, see failures.jsonl: {found.failures}"
+    console.print_facts(facts)
+    rows = [(name or "in no part", f"{count:,}", _share(count, found.samples)) for name, count in found.splits.items()]
+    console.print_table("Parts", ("part", "samples", "share"), rows)
+    columns = ("modality", "bands", "level", "unit", "pixel", "samples", "images", "valid")
+    console.print_table("Modalities", columns, [_content(name, one) for name, one in found.modalities.items()])
+    for name, one in found.modalities.items():
+        if one.months:
+            _print_bars(f"Images of {name}", _periods(one.months))
+        if one.undated:
+            console.print_facts({name: f"images without a date: {one.undated}"})
+        for note in one.notes:
+            console.print_facts({name: note})
+    if found.labels:
+        _print_bars("Labelled pixels", found.labels)
+
+
+def _content(name: str, one: "Content") -> Sequence[str]:
+    samples, images = f"{one.samples:,}", f"{one.images:,}"
+    return name, *_inputs(one.modality), samples, images, console.percent(one.valid)
+
+
+def _print_model(found: "ModelInfo") -> None:
+    console.print_facts({"model": found.name, "LICENCE": found.licence, "folder": str(found.path)})
+    console.print_facts(
+        {
+            "task": found.task or "none yet: an encoder to start from",
+            "classes": ", ".join(found.classes) or "-",
+            "preset": str(found.spec.get("preset", "-")),
+            "parameters": f"{found.parameters / 1e6:,.2f} M, {_size(found.bytes)}",
+            "written by": f"skysense {found.skysense}",
+            "digest": found.digest,
+        }
+    )
+    rows = [(name, *_inputs(modality)) for name, modality in found.modalities.items()]
+    console.print_table("Input", ("modality", "bands", "level", "unit", "pixel"), rows)
+    console.print_facts({key.replace("_", " "): str(value) for key, value in found.training.items()})
+    scores = {
+        console.TOTALS.get(key, key): console.score(v) for key, v in found.metrics.items() if isinstance(v, float)
+    }
+    if scores:
+        console.print_table("Scores on the validation part", ("score", "value"), list(scores.items()))
+    if "classes" in found.metrics:
+        console.print_classes("Classes", found.metrics)
+
+
+def _print_run(found: "RunInfo") -> None:
+    console.print_facts(
+        {
+            "run": str(found.path),
+            "of": f"skysense {found.verb}",
+            "data": found.data,
+            "steps": f"{found.step:,} of {found.steps:,}" + " (finished)" * (found.step >= found.steps > 0),
+        }
+    )
+    for kind, entry in found.metrics.items():
+        numbers = [(key, f"{value:.4g}") for key, value in entry.items() if isinstance(value, float)]
+        console.print_table(f"Last log line of {kind}, step {entry.get('step', '?')}", ("name", "value"), numbers)
+    rows = [
+        (one.path.name, one.task or "-", one.licence, f"{one.parameters / 1e6:,.2f} M", _headline(one.metrics))
+        for one in found.models
+    ]
+    console.print_table("Models", ("model", "task", "licence", "parameters", "scores"), rows)
+
+
+def _print_raster(found: "RasterInfo") -> None:
+    corner = ", ".join(f"{edge:.8g}" for edge in found.bounds)
+    facts = {
+        "raster": found.path + (f" ({found.files} files)" if found.files > 1 else ""),
+        "grid": f"{found.height} x {found.width} pixels (rows x columns)",
+        "CRS": found.crs or "none: a picture without a place",
+        "bounds": corner,
+        "pixel": "-" if found.gsd is None else f"{found.gsd:.4g} m",
+        "centre": "-" if found.lonlat is None else f"lon {found.lonlat[0]:.5f}, lat {found.lonlat[1]:.5f}",
+        "bands": ", ".join(found.bands),
+        "dates": _dates(found.dates, found.undated),
+        "level": found.level or "not stated",
+        "unit": found.unit or "not stated",
+        "type": found.dtype,
+    }
+    console.print_facts(facts)
+    console.print_facts({f"note {number}": note for number, note in enumerate(found.notes, start=1)})
+
+
+def _dates(days: Sequence[str], undated: int) -> str:
+    shown = ", ".join(days) if len(days) <= 8 else f"{len(days)} from {days[0]} to {days[-1]}"
+    return ", ".join([*([shown] if days else []), *([f"{undated} not dated"] if undated else [])])
+
+
+def _inputs(modality: "Modality") -> Sequence[str]:
+    """Bands, level, unit and pixel size."""
+    return ", ".join(modality.band_names), modality.level, modality.unit, f"{modality.gsd:g} m"
+
+
+def _print_bars(title: str, counts: Mapping[str, int]) -> None:
+    """A bar chart in letters."""
+    most, total = max(counts.values(), default=0) or 1, sum(counts.values())
+    rows = [
+        (name, f"{count:,}", _share(count, total), "█" * round(BAR * count / most) or "▏" * (count > 0))
+        for name, count in counts.items()
+    ]
+    console.print_bars(title, rows)
+
+
+def _periods(months: Mapping[str, int]) -> dict[str, int]:
+    if len(months) <= MONTHS:
+        return dict(months)
+    years: dict[str, int] = {}
+    for month, count in months.items():
+        years[month[:4]] = years.get(month[:4], 0) + count
+    return years
+
+
+def _headline(metrics: Mapping[str, Any]) -> str:
+    return ", ".join(
+        f"{console.TOTALS.get(k, k)} {v:.3f}" for k, v in list(metrics.items())[:4] if isinstance(v, float)
+    )
+
+
+def _listed(counts: Mapping[str, int]) -> str:
+    shown = [f"{name} ({count:,})" for name, count in list(counts.items())[:6]]
+    return ", ".join(shown) + ", ..." * (len(counts) > 6)
+
+
+def _share(count: int, total: int) -> str:
+    return console.percent(count / total) if total else "-"
+
+
+def _size(count: float) -> str:
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.4g} TB"

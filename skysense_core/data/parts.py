@@ -1,0 +1,27 @@
+"""Which places belong to which part, where a data set does not say: whole places, for neighbours are alike."""
+
+import hashlib
+from collections.abc import Iterable
+
+from skysense_core.types import PartName
+
+
+def shuffled(names: Iterable[str], seed: int) -> tuple[str, ...]:
+    """Names, each once, in an order that each of them and the seed decide alone: one more changes no other's place."""
+
+    def draw(name: str) -> bytes:
+        return hashlib.blake2b(repr((seed, name)).encode(), digest_size=8).digest()
+
+    return tuple(sorted(set(names), key=draw))
+
+
+def deal(places: Iterable[str], *, val_share: float, test_share: float, seed: int) -> dict[str, PartName]:
+    """The part of each place, at least one for each part whose share is above 0; fewer than three all train."""
+    order = shuffled(places, seed)
+    if len(order) < 3:
+        return dict.fromkeys(order, "train")
+    test, val = (max(round(share * len(order)), 1) if share else 0 for share in (test_share, val_share))
+    parts: dict[str, PartName] = dict.fromkeys(order, "train")
+    parts |= dict.fromkeys(order[:test], "test")
+    parts |= dict.fromkeys(order[test : test + val], "val")
+    return parts

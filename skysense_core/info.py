@@ -1,0 +1,305 @@
+"""`skysense info`: what a path holds, be it a store, a model, a run or a raster, without changing or computing much."""
+
+import json
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import geopandas as gpd
+import numpy as np
+import pandas as pd
+from safetensors import SafetensorError, safe_open
+
+from skysense_core import config, sources
+from skysense_core.checkpoint import TOML, WEIGHTS, find_model, load_description, packaged_models
+from skysense_core.data import store
+from skysense_core.errors import SkysenseError, UsageError
+from skysense_core.geo import dates
+from skysense_core.geo.footprints import check_map, write_map
+from skysense_core.geo.grid import ground_gsd
+from skysense_core.geo.options import ReadOptions
+from skysense_core.geo.paths import expand, is_plain
+from skysense_core.geo.raster import assemble, open_product
+from skysense_core.geo.vector import footprint_lonlat
+from skysense_core.modalities import Modality
+from skysense_core.runs import CONFIG
+
+EQUAL_AREA = "EPSG:6933"
+LOG = "metrics.jsonl"
+CANNOT = "info shows stores, model folders, run folders, and whatever else predict can read: rasters, products, cubes."
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Content:
+    """One modality in a store."""
+
+    modality: Modality
+    samples: int
+    images: int
+    """All dates of all samples."""
+    undated: int
+    valid: float
+    """Mean share of valid pixels."""
+    months: dict[str, int]
+    """Images by month, `2018-05`, from the first to the last."""
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoreInfo:
+    """What a store holds."""
+
+    path: Path
+    version: int
+    samples: int
+    area_km2: float
+    """Of the ground that samples show, which counts once where they overlap."""
+    crs: dict[str, int]
+    """Samples by CRS."""
+    splits: dict[str, int]
+    """Samples by part; "" is none."""
+    modalities: dict[str, Content]
+    labels: dict[str, int]
+    """Pixels by class."""
+    shards: int
+    bytes: int
+    failures: int
+    """Inputs that could not be read."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelInfo:
+    """What a model folder says of itself."""
+
+    path: Path
+    name: str
+    task: str | None
+    classes: tuple[str, ...]
+    modalities: dict[str, Modality]
+    spec: dict[str, Any]
+    parameters: int
+    training: dict[str, Any]
+    metrics: dict[str, Any]
+    licence: str
+    digest: str
+    skysense: str
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunInfo:
+    """What a run has reached."""
+
+    path: Path
+    verb: str
+    """finetune or pretrain."""
+    data: str
+    steps: int
+    """To be done in all."""
+    step: int
+    """The last one in the log."""
+    metrics: dict[str, dict[str, Any]]
+    """The last line of the log of each kind (train, val)."""
+    models: tuple[ModelInfo, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RasterInfo:
+    """What the reader finds in a raster, a product, a cube or a folder of them."""
+
+    path: str
+    files: int
+    height: int
+    width: int
+    crs: str | None
+    bounds: tuple[float, float, float, float]
+    """xmin, ymin, xmax, ymax in the CRS."""
+    gsd: float | None
+    """Metres on the ground per pixel of the finest band."""
+    lonlat: tuple[float, float] | None
+    """Of the centre."""
+    bands: tuple[str, ...]
+    dates: tuple[str, ...]
+    undated: int
+    level: str | None
+    unit: str | None
+    """linear, dB or amplitude, where the files state it of radar backscatter."""
+    dtype: str
+    notes: tuple[str, ...] = field(default=())
+
+
+Info = StoreInfo | ModelInfo | RunInfo | RasterInfo
+
+
+def info(path: str, map_to: Path | None = None) -> Info:
+    """What lies at a path, URL or glob, or the packaged model of that name; `map_to` takes a map of a store's samples.
+
+    Raises SkysenseError where nothing lies there or it cannot be read, and UsageError for what is none of these.
+    """
+    folder = Path(path)
+    if map_to is not None:
+        check_map(map_to)
+        if not (folder / store.DESCRIPTION).is_file():
+            raise UsageError(f"--map: {path} is no store", fix="Only the samples of a store can be drawn.")
+    if (folder / store.DESCRIPTION).is_file():
+        return _store(folder, map_to)
+    if (folder / CONFIG).is_file():
+        return _run(folder)
+    if (folder / TOML).is_file() or (not folder.exists() and path in packaged_models()):
+        return _model(find_model(folder))
+    return _raster(path)
+
+
+def _store(folder: Path, map_to: Path | None) -> StoreInfo:
+    description = store.load_description(folder)
+    table = store.read_index(folder)
+    frame = table.drop_columns(["geometry"]).to_pandas()
+    geometry = gpd.GeoSeries.from_wkb(table["geometry"].to_pandas(), crs="EPSG:4326")
+    placed = gpd.GeoDataFrame(frame, geometry=geometry)
+    if map_to is not None:
+        write_map(map_to, placed, folder.name)
+    ground = geometry[~(geometry.isna() | geometry.is_empty)].to_crs(EQUAL_AREA)
+    pixels = np.zeros(len(description.classes), dtype=np.int64)
+    for counts in frame["label_counts"]:
+        pixels[: len(counts)] += np.asarray(counts, dtype=np.int64)
+    failures = folder / store.FAILURES
+    return StoreInfo(
+        path=folder,
+        version=description.version,
+        samples=len(frame),
+        area_km2=float(ground.union_all().area / 1e6) if len(ground) else 0.0,
+        crs=_counts(frame["crs"]),
+        splits=_counts(frame["split"]),
+        modalities={
+            name: _content(frame, modality, description.facts[name].notes if name in description.facts else ())
+            for name, modality in description.modalities.items()
+        },
+        labels=dict(zip(description.classes, pixels.tolist(), strict=True)),
+        shards=sum(1 for _ in (folder / store.SHARDS).glob("*.tar")),
+        bytes=sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()),
+        failures=len(failures.read_text(encoding="utf-8").splitlines()) if failures.is_file() else 0,
+    )
+
+
+def _counts(column: "pd.Series[str]") -> dict[str, int]:
+    return {str(name): int(count) for name, count in column.fillna("").value_counts().items()}
+
+
+def _content(frame: pd.DataFrame, modality: Modality, notes: Sequence[str]) -> Content:
+    own = frame[frame[f"{modality.name}_size"] > 0]
+    days = [str(day) for days in own[f"{modality.name}_dates"] for day in days]
+    months = Counter(day[:7] for day in days if day)
+    first, last = (min(months), max(months)) if months else ("1970-01", "1969-12")
+    span = np.arange(np.datetime64(first, "M"), np.datetime64(last, "M") + 1).astype(str).tolist()
+    return Content(
+        modality=modality,
+        samples=len(own),
+        images=len(days),
+        undated=days.count(""),
+        valid=float(own[f"{modality.name}_valid"].mean()) if len(own) else 0.0,
+        months={month: months[month] for month in span},
+        notes=tuple(notes),
+    )
+
+
+def _model(folder: Path) -> ModelInfo:
+    described = load_description(folder)
+    try:
+        with safe_open(folder / WEIGHTS, framework="pt") as weights:
+            parameters = sum(math.prod(weights.get_slice(name).get_shape()) for name in weights.keys())  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise SkysenseError(f"{folder / WEIGHTS}: cannot be read: {error}", fix="Copy or train it again.") from None
+    return ModelInfo(
+        path=folder,
+        name=described.name,
+        task=described.task_name,
+        classes=described.classes,
+        modalities=described.modalities,
+        spec=described.spec,
+        parameters=parameters,
+        training=described.training,
+        metrics=described.metrics,
+        licence=described.licence,
+        digest=described.digest,
+        skysense=described.version,
+        bytes=(folder / WEIGHTS).stat().st_size,
+    )
+
+
+def _run(folder: Path) -> RunInfo:
+    settings = config.load_toml(folder / CONFIG)
+    data = settings.get("data", {})
+    log = folder / LOG
+    metrics: dict[str, dict[str, Any]] = {}
+    for line in log.read_text(encoding="utf-8").splitlines() if log.is_file() else []:
+        try:
+            entry = json.loads(line)
+        except ValueError:  # a kill cut the last line short
+            continue
+        metrics[str(entry.pop("kind", ""))] = entry
+    return RunInfo(
+        path=folder,
+        verb="finetune" if "task" in settings else "pretrain",
+        data=f"{data.get('source', '?')} {data.get('path', '')}".strip(),
+        steps=int(settings.get("train", {}).get("steps", 0)),
+        step=max((int(entry.get("step", 0)) for entry in metrics.values()), default=0),
+        metrics=metrics,
+        models=tuple(_model(folder / name) for name in ("best", "last") if (folder / name / TOML).is_file()),
+    )
+
+
+def _raster(path: str) -> RasterInfo:
+    folder = Path(path)
+    layout = _layout(folder) if is_plain(path) and folder.is_dir() else None
+    if layout is not None:
+        raise UsageError(
+            f"{path} is a data set of the layout {layout}. {CANNOT}",
+            fix=f"A store of it: skysense ingest {path} --out STORE",
+        )
+    try:
+        paths = expand(path)
+        options = ReadOptions()
+        products = [open_product(one, options, None, None, georeferenced=False) for one in paths]
+        stack = assemble(products, None, None, options)
+    except SkysenseError as error:
+        if not is_plain(path) or not folder.exists():
+            raise
+        raise UsageError(
+            f"{path}: neither a store, a model nor a run, and no raster: {error.message}", fix=CANNOT
+        ) from None
+    georeferenced = stack.geobox.crs is not None
+    box = stack.geobox.boundingbox
+    return RasterInfo(
+        path=path,
+        files=len(paths),
+        height=stack.geobox.shape.y,
+        width=stack.geobox.shape.x,
+        crs=str(stack.geobox.crs) if georeferenced else None,
+        bounds=(float(box.left), float(box.bottom), float(box.right), float(box.top)),
+        gsd=ground_gsd(stack.geobox) if georeferenced else None,
+        lonlat=footprint_lonlat(stack.geobox)[1] if georeferenced else None,
+        bands=stack.band_names,
+        dates=tuple(str(dates.EPOCH + pd.Timedelta(days=int(day))) for day in stack.days[stack.dated]),
+        undated=int((~stack.dated).sum()),
+        level=stack.level,
+        unit=next((product.unit for product in products if product.unit is not None), None),
+        dtype=str(stack.dtype),
+        notes=stack.notes,
+    )
+
+
+def _layout(folder: Path) -> str | None:
+    """The data set whose layout a folder has; images by themselves are none, the reader reads them."""
+    try:
+        name = sources.detect(folder)
+    except UsageError:
+        return None
+    return None if name == "images" else name
+
+
+def as_table(found: Info) -> dict[str, Any]:
+    """Everything, for JSON; `kind` says what it is."""
+    return {"kind": type(found).__name__.removesuffix("Info").lower(), **config.to_table(found)}
