@@ -275,6 +275,8 @@ def _modalities(given: FinetuneConfig, source: Source, start: Description | None
             wanted[name] = replace(wanted[name], gsd=gsd)
     for name, one in wanted.items():
         log.info("%s: %s at %g m, bands %s", name, one.title, one.gsd, ", ".join(one.band_names))
+    if unused := [name for name in offered if name not in wanted]:
+        log.info("not used, because others are named or the start does not know them: %s", ", ".join(unused))
     return wanted
 
 

@@ -286,6 +286,8 @@ def _modalities(given: PretrainConfig, source: Source) -> dict[str, Modality]:
             wanted[name] = replace(wanted[name], gsd=gsd)
     for name, one in wanted.items():
         log.info("%s: %s at %g m, bands %s", name, one.title, one.gsd, ", ".join(one.band_names))
+    if unused := [name for name in source.available() if name not in wanted]:
+        log.info("not used, because others are named: %s", ", ".join(unused))
     return wanted
 
 

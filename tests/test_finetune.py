@@ -159,11 +159,17 @@ def test_a_start_of_another_size_is_refused(run: RunResult, data: Path, tmp_path
 
 
 @pytest.mark.slow
-def test_series_of_all_modalities_are_used_unless_some_are_named(tmp_path: Path) -> None:
+def test_series_of_all_modalities_are_used_unless_some_are_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     given = settings(tmp_path, tmp_path / "run", train={"steps": 2, "batch_size": 1}, task={"name": "crop"})
     given = replace(given, data={"path": write_pastis(tmp_path / "pastis")}, modalities={})
     finetune(given)
     assert set(checkpoint.load_description(tmp_path / "run").modalities) == {"s2", "s1"}
+    with caplog.at_level(logging.INFO, logger="skysense_core"):
+        finetune(replace(given, out=tmp_path / "one", modalities=S2))
+    assert set(checkpoint.load_description(tmp_path / "one").modalities) == {"s2"}
+    assert "not used, because others are named or the start does not know them: s1" in caplog.text
 
 
 def test_a_share_of_the_labels_is_a_share_of_the_samples(
