@@ -47,8 +47,11 @@ class AnswerHead(nn.Module):
         """Take mean and scale from some features of all processes; without any they stay.
 
         They are those of the last batch, not running ones: features move on faster than a running mean would follow.
+        One more row that is as far from the mean as zero is counts towards the scale: two views of a single place
+        differ by next to nothing, and brought to unit scale that would be noise.
         """
         mean, std, count = moments(x, weight)
         self.mean.copy_(torch.where(count > 0, mean, self.mean))
-        scale = std.square().mean().sqrt().clamp(min=1e-6)
+        spread, offset = std.square().mean(), mean.square().mean()
+        scale = ((count * spread + spread + offset) / (count + 1)).sqrt().clamp(min=1e-6)
         self.scale.copy_(torch.where(count > 0, scale, self.scale))
