@@ -35,8 +35,12 @@ class ClassMapMetrics:
         from torchmetrics.classification import MulticlassConfusionMatrix  # five seconds, and only measuring needs it
 
         self.classes = classes
-        # Two at least: with one class torchmetrics has no matrix to count in.
-        self._matrix = MulticlassConfusionMatrix(max(len(classes), 2), ignore_index=IGNORE, validate_args=False)
+        self._matrix = MulticlassConfusionMatrix(
+            max(len(classes), 2),  # with one class torchmetrics has no matrix to count in
+            ignore_index=IGNORE,
+            validate_args=False,
+            sync_on_compute=False,  # where several processes train, one alone measures
+        )
 
     def update(self, scores: Float[Tensor, "b k h w"], target: UInt8[Tensor, "b h w"]) -> None:
         """Count a batch; `scores` are probabilities or logits, pixels of target `IGNORE` are left out."""

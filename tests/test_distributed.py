@@ -239,9 +239,8 @@ def test_torchrun_starts_the_commands(tmp_path: Path, command: str) -> None:
     words += ["--task", "landcover"] if command == "finetune" else ["--set", "method.answers=64"]
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     env = os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
-    done = subprocess.run(
-        [*torchrun, "-m", "skysense_cli", *words], capture_output=True, text=True, env=env, check=False
-    )
+    whole = [*torchrun, "-m", "skysense_cli", *words]
+    done = subprocess.run(whole, capture_output=True, text=True, env=env, check=False, timeout=400)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["steps"] == 2  # one process speaks
     assert len(re.findall("2 steps of 2 on cpu", done.stderr)) == 1
