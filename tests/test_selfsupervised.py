@@ -58,7 +58,7 @@ def test_what_all_features_have_in_common_and_their_scale_do_not_reach_the_answe
     x, weight = torch.randn(40, 6), torch.ones(40)
     head.observe(x, weight)
     before = head(x)
-    shifted = 7 * x + torch.arange(6) * 50
+    shifted = 7 * x + torch.arange(6) * 10
     head.observe(shifted, weight)
     assert torch.allclose(head(shifted), before, atol=1e-3)
 
@@ -82,6 +82,14 @@ def test_moments_of_heads_are_those_of_what_counts_and_stay_without_it() -> None
     assert torch.allclose(head.mean, x[:6].mean(0), atol=1e-6)
     head.observe(torch.ones(10, 3), weight)
     assert torch.isfinite(head(torch.ones(10, 3))).all()
+
+
+def test_two_views_of_one_place_are_not_scaled_up_to_noise() -> None:
+    head = AnswerHead(6, hidden=16, bottleneck=8, answers=12)
+    place = torch.randn(1, 6) + 10
+    views = torch.cat([place, place + 1e-4 * torch.randn(1, 6)])
+    head.observe(views, torch.ones(2))
+    assert ((views - head.mean) / head.scale).abs().max() < 0.01
 
 
 # Schedules of short runs

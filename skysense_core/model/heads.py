@@ -9,6 +9,8 @@ from torch import Tensor, nn
 
 from skysense_core.losses.collectives import moments
 
+LEAST = 0.1
+
 
 class AnswerHead(nn.Module):
     """Features to answers: three linear layers to a narrow unit vector, then its cosine to each of many directions.
@@ -47,11 +49,11 @@ class AnswerHead(nn.Module):
         """Take mean and scale from some features of all processes; without any they stay.
 
         They are those of the last batch, not running ones: features move on faster than a running mean would follow.
-        One more row that is as far from the mean as zero is counts towards the scale: two views of a single place
-        differ by next to nothing, and brought to unit scale that would be noise.
+        What differs by less than `LEAST` of the features' size is not brought to unit scale: two views of a single
+        place differ by next to nothing, which would become noise.
         """
         mean, std, count = moments(x, weight)
         self.mean.copy_(torch.where(count > 0, mean, self.mean))
         spread, offset = std.square().mean(), mean.square().mean()
-        scale = ((count * spread + spread + offset) / (count + 1)).sqrt().clamp(min=1e-6)
+        scale = torch.maximum(spread, LEAST**2 * (spread + offset)).sqrt().clamp(min=1e-6)
         self.scale.copy_(torch.where(count > 0, scale, self.scale))
