@@ -109,13 +109,13 @@ def _content(name: str, one: "Content") -> Sequence[str]:
 
 
 def _print_model(found: "ModelInfo") -> None:
-    console.print_facts({"model": found.name, "LICENCE": found.licence, "folder": str(found.path)})
+    console.print_facts({"model": found.name, "LICENCE": found.licence, "path": str(found.path)})
     console.print_facts(
         {
             "task": found.task or "none yet: an encoder to start from",
             "classes": ", ".join(found.classes) or "-",
             "preset": str(found.spec.get("preset", "-")),
-            "parameters": f"{found.parameters / 1e6:,.2f} M, {_size(found.bytes)}",
+            "parameters": f"{_millions(found)}, {_size(found.bytes)}",
             "written by": f"skysense {found.skysense}",
             "digest": found.digest,
         }
@@ -145,8 +145,7 @@ def _print_run(found: "RunInfo") -> None:
         numbers = [(key, f"{value:.4g}") for key, value in entry.items() if isinstance(value, float)]
         console.print_table(f"Last log line of {kind}, step {entry.get('step', '?')}", ("name", "value"), numbers)
     rows = [
-        (one.path.name, one.task or "-", one.licence, f"{one.parameters / 1e6:,.2f} M", _headline(one.metrics))
-        for one in found.models
+        (one.path.name, one.task or "-", one.licence, _millions(one), _headline(one.metrics)) for one in found.models
     ]
     console.print_table("Models", ("model", "task", "licence", "parameters", "scores"), rows)
 
@@ -212,6 +211,10 @@ def _listed(counts: Mapping[str, int]) -> str:
 
 def _share(count: int, total: int) -> str:
     return console.percent(count / total) if total else "-"
+
+
+def _millions(model: "ModelInfo") -> str:
+    return "not counted" if model.parameters is None else f"{model.parameters / 1e6:,.2f} M"
 
 
 def _size(count: float) -> str:

@@ -12,7 +12,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from skysense_core import config, modalities, parallel, registry, runtime, sources
+from skysense_core import config, parallel, registry, runtime, sources
 from skysense_core.checkpoint import Description, load_description, load_encoder, save_model
 from skysense_core.data.batch import Batch
 from skysense_core.data.chips import Augment, EvaluationChips, TrainingChips
@@ -25,7 +25,6 @@ from skysense_core.model.presets import ModelSpec, preset
 from skysense_core.model.skysense import SkySense
 from skysense_core.optim import OptimConfig
 from skysense_core.runs import METRICS, check_folder
-from skysense_core.sources import Source
 from skysense_core.tasks import Task, measure
 from skysense_core.trainer import Objective, TrainConfig, Trainer
 from skysense_core.types import Split
@@ -136,7 +135,10 @@ def _trained(given: FinetuneConfig, device: torch.device) -> RunResult:
     if "preset" in given.model:
         preset(given.model["preset"])  # refused before the data are read
     source_name, source = sources.from_table(given.data)
-    wanted = _modalities(given, source, start)
+    meet = given.model.get("align", "input") == "input"
+    wanted = sources.choose_modalities(
+        source, given.modalities, known=None if start is None else start.modalities, meet=meet
+    )
     known = sources.labelled(source.open("train", wanted), source_name)
     train = label_fraction(known, given.label_fraction, seed=given.train.seed)
     val = source.open("val", wanted)
@@ -250,34 +252,6 @@ class _Run:
         if name == "best" and runtime.rank() == 0:
             text = json.dumps(self.scores, indent=1)
             (settings.out / METRICS).write_text(text + "\n", encoding="utf-8")
-
-
-def _modalities(given: FinetuneConfig, source: Source, start: Description | None) -> dict[str, Modality]:
-    """The modalities to use: those named, else all that the data have (and the start model, if any, knows)."""
-    known = {} if start is None else start.modalities
-    own = sources.described(source)
-    offered = source.available()
-    names = tuple(given.modalities) or (offered if start is None else tuple(name for name in offered if name in known))
-    if not names:
-        raise UsageError(
-            f"the data have {', '.join(offered)}, {given.init} knows {', '.join(known)}",
-            fix="Name what to train with --modalities.",
-        )
-    wanted = {}
-    for name in names:
-        fields = given.modalities.get(name, {})
-        if name in known:
-            wanted[name] = modalities.from_table(config.merge(config.to_table(known[name]), fields))
-        else:
-            wanted[name] = modalities.load(name, fields, own.get(name))
-    for name, gsd in modalities.meeting(wanted).items():
-        if "gsd" not in given.modalities.get(name, {}) and given.model.get("align", "input") == "input":
-            wanted[name] = replace(wanted[name], gsd=gsd)
-    for name, one in wanted.items():
-        log.info("%s: %s at %g m, bands %s", name, one.title, one.gsd, ", ".join(one.band_names))
-    if unused := [name for name in offered if name not in wanted]:
-        log.info("not used, because others are named or the start does not know them: %s", ", ".join(unused))
-    return wanted
 
 
 def _as_measured(wanted: Mapping[str, Modality], train: Split, given: FinetuneConfig) -> dict[str, Modality]:

@@ -25,11 +25,12 @@ from skysense_core.geo.paths import expand, is_plain
 from skysense_core.geo.raster import assemble, open_product
 from skysense_core.geo.vector import footprint_lonlat
 from skysense_core.modalities import Modality
+from skysense_core.model.exported import SUFFIXES
 from skysense_core.runs import CONFIG
 
 EQUAL_AREA = "EPSG:6933"
 LOG = "metrics.jsonl"
-CANNOT = "info shows stores, model folders, run folders, and whatever else predict can read: rasters, products, cubes."
+CANNOT = "info shows stores, models (folders, .pt2, .onnx), runs, and what predict reads: rasters, products, cubes."
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,7 +73,7 @@ class StoreInfo:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelInfo:
-    """What a model folder says of itself."""
+    """What a model folder or an exported model says of itself."""
 
     path: Path
     name: str
@@ -80,7 +81,8 @@ class ModelInfo:
     classes: tuple[str, ...]
     modalities: dict[str, Modality]
     spec: dict[str, Any]
-    parameters: int
+    parameters: int | None
+    """None for an exported model, which is not opened for it."""
     training: dict[str, Any]
     metrics: dict[str, Any]
     licence: str
@@ -148,7 +150,8 @@ def info(path: str, map_to: Path | None = None) -> Info:
         return _store(folder, map_to)
     if (folder / CONFIG).is_file():
         return _run(folder)
-    if (folder / TOML).is_file() or (not folder.exists() and path in packaged_models()):
+    exported = folder.suffix.lower() in SUFFIXES and folder.is_file()
+    if exported or (folder / TOML).is_file() or (not folder.exists() and path in packaged_models()):
         return _model(find_model(folder))
     return _raster(path)
 
@@ -207,11 +210,7 @@ def _content(frame: pd.DataFrame, modality: Modality, notes: Sequence[str]) -> C
 
 def _model(folder: Path) -> ModelInfo:
     described = load_description(folder)
-    try:
-        with safe_open(folder / WEIGHTS, framework="pt") as weights:
-            parameters = sum(math.prod(weights.get_slice(name).get_shape()) for name in weights.keys())  # noqa: SIM118
-    except (OSError, SafetensorError) as error:
-        raise SkysenseError(f"{folder / WEIGHTS}: cannot be read: {error}", fix="Copy or train it again.") from None
+    file = folder if described.export else folder / WEIGHTS
     return ModelInfo(
         path=folder,
         name=described.name,
@@ -219,14 +218,22 @@ def _model(folder: Path) -> ModelInfo:
         classes=described.classes,
         modalities=described.modalities,
         spec=described.spec,
-        parameters=parameters,
+        parameters=None if described.export else _parameters(file),
         training=described.training,
         metrics=described.metrics,
         licence=described.licence,
         digest=described.digest,
         skysense=described.version,
-        bytes=(folder / WEIGHTS).stat().st_size,
+        bytes=file.stat().st_size,
     )
+
+
+def _parameters(file: Path) -> int:
+    try:
+        with safe_open(file, framework="pt") as weights:
+            return sum(math.prod(weights.get_slice(name).get_shape()) for name in weights.keys())  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise SkysenseError(f"{file}: cannot be read: {error}", fix="Copy or train it again.") from None
 
 
 def _run(folder: Path) -> RunInfo:

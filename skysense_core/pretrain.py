@@ -12,7 +12,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from skysense_core import config, modalities, parallel, runtime, sources
+from skysense_core import config, parallel, runtime, sources
 from skysense_core.checkpoint import load_encoder, save_model
 from skysense_core.data.batch import Batch
 from skysense_core.data.loader import training_loader
@@ -26,7 +26,6 @@ from skysense_core.model.skysense import SkySense
 from skysense_core.optim import OptimConfig
 from skysense_core.probe import Probe, ProbeConfig
 from skysense_core.runs import check_folder
-from skysense_core.sources import Source
 from skysense_core.trainer import Objective, TrainConfig, Trainer
 from skysense_core.types import Split
 
@@ -141,7 +140,8 @@ def _trained(given: PretrainConfig, device: torch.device) -> PretrainResult:
     spec = config.build(ModelSpec, config.merge({"prototypes": given.model.get("fusion", True)}, given.model), "model")
     preset(spec.preset)  # refused before the data are read
     source_name, source = sources.from_table(given.data)
-    wanted = _modalities(given, source)
+    meet = given.model.get("align", "input") == "input"
+    wanted = sources.choose_modalities(source, given.modalities, meet=meet)
     if not spec.fusion and any(one.encoder == "vit" for one in wanted.values()):
         raise UsageError(
             "without fusion only Swin modalities can be pre-trained: those of ViTs meet the others in it",
@@ -274,21 +274,6 @@ class _Run:
             metrics=scores,
             licence=settings.licence,
         )
-
-
-def _modalities(given: PretrainConfig, source: Source) -> dict[str, Modality]:
-    """The modalities to use: those named, else all that the data have."""
-    names = tuple(given.modalities) or source.available()
-    own = sources.described(source)
-    wanted = {name: modalities.load(name, given.modalities.get(name, {}), own.get(name)) for name in names}
-    for name, gsd in modalities.meeting(wanted).items():
-        if "gsd" not in given.modalities.get(name, {}) and given.model.get("align", "input") == "input":
-            wanted[name] = replace(wanted[name], gsd=gsd)
-    for name, one in wanted.items():
-        log.info("%s: %s at %g m, bands %s", name, one.title, one.gsd, ", ".join(one.band_names))
-    if unused := [name for name in source.available() if name not in wanted]:
-        log.info("not used, because others are named: %s", ", ".join(unused))
-    return wanted
 
 
 def _as_measured(wanted: Mapping[str, Modality], train: Split, given: PretrainConfig) -> dict[str, Modality]:

@@ -258,7 +258,7 @@ def test_anything_else_gets_one_message(tmp_path: Path, kind: str, run: Callable
     code, out, err = run(path)
     assert (code, out) == (2, "")
     assert "Traceback" not in err
-    assert "stores, model folders, run folders" in err
+    assert "info shows stores, models" in err
 
 
 def test_nothing_there(tmp_path: Path, run: Callable[..., tuple[int, str, str]]) -> None:

@@ -144,3 +144,12 @@ def test_fewer_cells_than_clusters_still_make_clusters_of_them() -> None:
     pairs = object_pairs(student, teacher, partner, clusters=4)
     assert torch.allclose(pairs.student, student.tensor[0, 0, :, 1, 2].expand(4, 3), atol=1e-6)
     assert torch.allclose(pairs.teacher, teacher.tensor[0, 0, :, 0, 2].expand(4, 3), atol=1e-6)
+
+
+def test_in_bfloat16_places_are_assigned_as_in_float32() -> None:
+    student, teacher, partner = view(seed=2), view(seed=3), everywhere(2, 16)
+    alone = object_pairs(student, teacher, partner, clusters=3)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        mixed = object_pairs(student, teacher, partner, clusters=3)
+    torch.testing.assert_close(mixed.teacher.float(), alone.teacher, rtol=0.02, atol=0.02)
+    assert torch.equal(mixed.weight, alone.weight)

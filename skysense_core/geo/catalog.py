@@ -6,6 +6,7 @@ An item is known by where it lies: `item.json`, an address, or `items.json#ID` f
 import functools
 import json
 import logging
+import re
 import time
 from pathlib import Path
 from types import ModuleType
@@ -154,7 +155,7 @@ def patient() -> "StacApiIO":
                     status = getattr(error, "status_code", None)
                     if status is not None and status not in LATER:
                         raise
-                    logger.warning("%s: %s; trying again", href, status or error)
+                    logger.warning("%s: %s; trying again", href, status or _reason(error))
                     time.sleep(attempt)
             return super().request(href, *args, **options)
 
@@ -167,8 +168,15 @@ def refused(url: str, error: Exception) -> SkysenseError:
     if status in layer.REFUSALS:
         answer, fix = layer.REFUSALS[status]
         return SkysenseError(f"{url}: the server {answer} (HTTP {status})", fix=fix)
-    said = " ".join(str(error).split())[:300]
+    said = _reason(error)
     return SkysenseError(
         f"{url}: the server {'answers HTTP ' + status if status else 'gives no whole answer'}: {said}",
         fix="Check the address and the connection, and run it again.",
     )
+
+
+def _reason(error: Exception) -> str:
+    """What the connection itself says: clients wrap it in the names of their classes and the address once more."""
+    said = " ".join(str(error).split())
+    inner = said.rpartition("(Caused by ")[2].rpartition(": ")[2]
+    return re.sub(r"[\"']\)+$", "", inner)[:300] or said[:300]

@@ -268,5 +268,7 @@ def _check(copy: Path) -> None:
 def _explained(path: Path) -> Iterator[None]:
     try:
         yield
+    except SystemError as error:  # rasterio's word for an error that GDAL met in a thread of its own
+        raise SkysenseError(f"{path}: cannot be written", fix=FULL) from error
     except (RasterioError, CPLE_BaseError, OSError) as error:
         raise SkysenseError(f"{path}: cannot be written: {error}", fix=FULL) from error

@@ -286,7 +286,7 @@ def _crs(dataset: xr.Dataset, name: str, col: str, path: str) -> str:
         return "EPSG:4326"
     raise SkysenseError(
         f"{path}: has no coordinate reference system (CRS)",
-        fix="Write it with rioxarray: cube.rio.write_crs('EPSG:XXXX').",
+        fix="Write it with rioxarray: cube.rio.write_crs('EPSG:CODE').",
     )
 
 

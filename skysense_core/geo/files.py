@@ -166,22 +166,22 @@ def _geobox(dataset: DatasetReader, path: str, georeferenced: bool) -> GeoBox:
     if dataset.transform.is_identity and dataset.gcps[0]:
         raise SkysenseError(
             f"{path}: placed by {len(dataset.gcps[0])} ground control points only, not on a grid",
-            fix=f"Put it on one: gdalwarp -tps -t_srs EPSG:XXXX {path} grid.tif",
+            fix=f"Put it on one: gdalwarp -tps -t_srs EPSG:CODE {path} grid.tif",
         )
     if dataset.transform.is_identity and dataset.rpcs is not None:
         raise SkysenseError(
             f"{path}: placed by rational polynomials (RPC) only, not on a grid",
-            fix=f"Put it on one: gdalwarp -rpc -to RPC_DEM=dem.tif -t_srs EPSG:XXXX {path} grid.tif",
+            fix=f"Put it on one: gdalwarp -rpc -to RPC_DEM=dem.tif -t_srs EPSG:CODE {path} grid.tif",
         )
     if dataset.crs is None and dataset.transform.is_identity:
         raise SkysenseError(
             f"{path}: a picture without georeference (no CRS, no position)",
-            fix=f"State both: gdal_translate -a_srs EPSG:XXXX -a_ullr XMIN YMAX XMAX YMIN {path} placed.tif",
+            fix=f"State both: gdal_translate -a_srs EPSG:CODE -a_ullr XMIN YMAX XMAX YMIN {path} placed.tif",
         )
     if dataset.crs is None:
         raise SkysenseError(
             f"{path}: has no coordinate reference system (CRS)",
-            fix=f"State it, if you know it: gdal_edit.py -a_srs EPSG:XXXX {path}",
+            fix=f"State it, if you know it: gdal_edit.py -a_srs EPSG:CODE {path}",
         )
     if dataset.transform.is_identity or dataset.transform.is_degenerate:
         raise SkysenseError(

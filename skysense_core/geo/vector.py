@@ -87,7 +87,7 @@ def _read(path: str) -> gpd.GeoDataFrame:
     if frame.crs is None:
         raise SkysenseError(
             f"{file}: has no coordinate reference system (CRS)",
-            fix=f"State it, if you know it: ogr2ogr -a_srs EPSG:XXXX out.gpkg {file}",
+            fix=f"State it, if you know it: ogr2ogr -a_srs EPSG:CODE out.gpkg {file}",
         )
     return frame
 

@@ -146,7 +146,7 @@ def _cells_at(map: Seen, at: Int[Tensor, "b n"]) -> tuple[Float[Tensor, "b t n d
 def _assign(
     x: Float[Tensor, "g n d"], seen: Bool[Tensor, "g n"], *, clusters: int, rounds: int, epsilon: float, iterations: int
 ) -> Float[Tensor, "g n k"]:
-    """What each cell adds to the mean of each cluster: the columns of seen cells sum to one."""
+    """What each cell adds to the mean of each cluster, in float32: the columns of seen cells sum to one."""
     group, cell = seen.nonzero().unbind(1)
     count = seen.sum(1, keepdim=True)
     step = torch.arange(clusters, device=x.device) * count // clusters
@@ -154,10 +154,11 @@ def _assign(
     seeds = torch.argsort(~seen, dim=1, stable=True).gather(1, step)
     centres = x.gather(1, seeds[..., None].expand(-1, -1, x.shape[2]))
     directions = F.normalize(x, dim=-1)
-    for _ in range(rounds):
-        scores = directions @ F.normalize(centres, dim=-1).mT
-        shares = torch.zeros_like(scores)
-        shares[group, cell] = sinkhorn(scores[group, cell], group, len(x), epsilon=epsilon, iterations=iterations)
-        shares = shares / shares.sum(1, keepdim=True).clamp(min=torch.finfo(shares.dtype).tiny)
-        centres = shares.mT @ x
+    with torch.autocast(x.device.type, enabled=False):  # products in bfloat16 are too coarse for an epsilon of 0.05
+        for _ in range(rounds):
+            scores = directions @ F.normalize(centres, dim=-1).mT
+            shares = torch.zeros_like(scores)
+            shares[group, cell] = sinkhorn(scores[group, cell], group, len(x), epsilon=epsilon, iterations=iterations)
+            shares = shares / shares.sum(1, keepdim=True).clamp(min=torch.finfo(shares.dtype).tiny)
+            centres = shares.mT @ x
     return shares

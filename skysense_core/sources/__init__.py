@@ -3,15 +3,19 @@
 A source is a frozen dataclass whose fields are the `[data]` table; `open` gives one part of it as a `types.Split`.
 """
 
+import logging
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
-from skysense_core import config, registry
+from skysense_core import config, modalities, registry
 from skysense_core.errors import SkysenseError, UsageError
 from skysense_core.geo.paths import is_remote
 from skysense_core.modalities import Modality
 from skysense_core.types import PartName, Split
+
+log = logging.getLogger(__name__)
 
 
 @runtime_checkable
@@ -87,3 +91,40 @@ def labelled(split: Split, name: str) -> Split:
             "skysense pretrain.",
         )
     return split
+
+
+def choose_modalities(
+    source: Source,
+    named: Mapping[str, Mapping[str, Any]],
+    *,
+    known: Mapping[str, Modality] | None = None,
+    meet: bool,
+) -> dict[str, Modality]:
+    """The modalities to train: those named, each with the fields that differ, else all that the data have.
+
+    `known`: those of the model that the training starts from; what it does not know is not used unless it is named.
+    With `meet`, pixel sizes that are not named are such that the encoders' grids meet. Says at INFO what is used and
+    what is not. Raises UsageError where nothing is left, or for what `modalities.load` refuses.
+    """
+    offered, own, known = source.available(), described(source), known or {}
+    names = tuple(named) or tuple(name for name in offered if name in known or not known)
+    if not names:
+        raise UsageError(
+            f"the data have {', '.join(offered)}, the model to start from knows {', '.join(known)}",
+            fix="Name what to train with --modalities.",
+        )
+    wanted = {}
+    for name in names:
+        fields = named.get(name, {})
+        if name in known:
+            wanted[name] = modalities.from_table(config.merge(config.to_table(known[name]), fields))
+        else:
+            wanted[name] = modalities.load(name, fields, own.get(name))
+    for name, gsd in modalities.meeting(wanted).items() if meet else ():
+        if "gsd" not in named.get(name, {}):
+            wanted[name] = replace(wanted[name], gsd=gsd)
+    for name, one in wanted.items():
+        log.info("%s: %s at %g m, bands %s", name, one.title, one.gsd, ", ".join(one.band_names))
+    if unused := [name for name in offered if name not in wanted]:
+        log.info("not used, because others are named or the start does not know them: %s", ", ".join(unused))
+    return wanted
