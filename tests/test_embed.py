@@ -132,7 +132,7 @@ def test_one_window_has_the_features_of_the_encoder(place, tmp_path, write_raste
     pixels = np.random.default_rng(0).integers(1, 255, (3, 128, 128), dtype=np.uint8)
     write_raster(tmp_path / "hr.tif", pixels, grid, names=HR.band_names)
     given = EmbedConfig(inputs=(str(tmp_path / "hr.tif"),), out=tmp_path / "out.tif", model=place / "lone")
-    embed(replace(given, dtype="float16", features="hr.3"))
+    embed(replace(given, dtype="float16", features="hr.3", precision="fp32"))
     encoder = load_bare(place / "lone", torch.device("cpu"))[1]
     with torch.inference_mode():
         levels = encoder.encoder("hr")(encoder.normalise["hr"](torch.from_numpy(pixels)[None, None].float(),

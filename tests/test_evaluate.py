@@ -43,7 +43,7 @@ def settings(run: Path, **changes: Any) -> EvaluateConfig:
 
 
 def test_scores_are_those_of_the_models_own_predictions(run: Path, data: Path, tmp_path: Path) -> None:
-    result = evaluate(settings(run, out=str(tmp_path / "out"), batch_size=1))
+    result = evaluate(settings(run, out=str(tmp_path / "out"), batch_size=1, precision="fp32"))
     loaded = checkpoint.load_model(run, torch.device("cpu"))
     counts = np.zeros((4, 4), dtype=np.int64)
     for path in (data / "test" / "images").iterdir():

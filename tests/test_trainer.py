@@ -17,7 +17,7 @@ from skysense_core.errors import Interrupted, SkysenseError, UsageError
 from skysense_core.optim import OptimConfig, build_optimizer, decays, learning_rate, set_rates, weight_decay
 from skysense_core.trainer import Objective, TrainConfig, Trainer
 
-CONFIG = TrainConfig(batch_size=4, validate_every=4, save_every=3, log_every=1, keep=2)
+CONFIG = TrainConfig(batch_size=4, validate_every=4, save_every=3, log_every=1, keep=2, precision="fp32")
 
 
 class Toy(Objective):
