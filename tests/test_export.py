@@ -79,7 +79,9 @@ def scene(tmp_path: Path, write_raster: Callable[..., Path]) -> Path:
 
 
 def mapped(scene: Path, model: Path, out: Path, **changes: Any) -> tuple[np.ndarray, dict[str, str]]:
-    predict(PredictConfig(inputs=(str(scene),), out=out, model=model, device="cpu", **changes))
+    """A map in fp32, which is what exported models compute in, whatever the machine has."""
+    settings = {"precision": "fp32"} | changes
+    predict(PredictConfig(inputs=(str(scene),), out=out, model=model, device="cpu", **settings))
     with rasterio.open(out) as dataset:
         return dataset.read(1), dataset.tags()
 
