@@ -88,3 +88,10 @@ def test_modalities_that_never_meet_leave_a_loss_of_zero_with_a_gradient_of_zero
     loss.backward()
     assert float(loss.detach()) == 0
     assert all(torch.equal(x.grad, torch.zeros_like(x)) for x in some.values())
+
+
+def test_autocast_changes_nothing() -> None:
+    some = features(d=64)
+    alone = align(some, all_present(some), T)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(align(some, all_present(some), T), alone)

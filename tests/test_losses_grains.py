@@ -146,10 +146,20 @@ def test_fewer_cells_than_clusters_still_make_clusters_of_them() -> None:
     assert torch.allclose(pairs.teacher, teacher.tensor[0, 0, :, 0, 2].expand(4, 3), atol=1e-6)
 
 
-def test_in_bfloat16_places_are_assigned_as_in_float32() -> None:
+def test_autocast_changes_nothing() -> None:
     student, teacher, partner = view(seed=2), view(seed=3), everywhere(2, 16)
     alone = object_pairs(student, teacher, partner, clusters=3)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         mixed = object_pairs(student, teacher, partner, clusters=3)
-    torch.testing.assert_close(mixed.teacher.float(), alone.teacher, rtol=0.02, atol=0.02)
+    assert torch.equal(mixed.student, alone.student)
+    assert torch.equal(mixed.teacher, alone.teacher)
     assert torch.equal(mixed.weight, alone.weight)
+
+
+def test_pairs_of_maps_in_bfloat16_are_float32() -> None:
+    maps = [Seen(tensor=one.tensor.bfloat16(), seen=one.seen) for one in (view(seed=2), view(seed=3))]
+    wide = [Seen(tensor=one.tensor.float(), seen=one.seen) for one in maps]
+    for make in (lambda *two: object_pairs(*two, clusters=3), pixel_pairs):
+        narrow, exact = make(*maps, everywhere(2, 16)), make(*wide, everywhere(2, 16))
+        assert torch.equal(narrow.student, exact.student)
+    assert torch.equal(image_pairs(*maps).teacher, image_pairs(*wide).teacher)

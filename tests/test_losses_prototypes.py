@@ -101,3 +101,13 @@ def test_the_teacher_follows_parameters_slowly_and_buffers_at_once() -> None:
     follow(teacher, student, 0.0)
     assert torch.equal(teacher[0].weight, student[0].weight)
     assert not teacher[0].weight.requires_grad
+
+
+def test_autocast_changes_nothing() -> None:
+    alone, mixed = fresh(width=16), fresh(width=16)
+    alone.learn(**batch([WEST, EAST], width=16), momentum=0.9)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        mixed.learn(**batch([WEST, EAST], width=16), momentum=0.9)
+        usage = mixed.usage(**batch([WEST, EAST], width=16))
+    assert torch.equal(mixed.prototypes, alone.prototypes)
+    assert usage == alone.usage(**batch([WEST, EAST], width=16))

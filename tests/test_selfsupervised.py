@@ -92,6 +92,40 @@ def test_two_views_of_one_place_are_not_scaled_up_to_noise() -> None:
     assert ((views - head.mean) / head.scale).abs().max() < 0.01
 
 
+# Precision
+
+
+def test_under_autocast_only_encoders_and_layers_of_heads_are_in_bfloat16() -> None:
+    one, again, given = learning().train(), learning().train(), views(4)
+    torch.manual_seed(0)  # of the places that are drawn
+    exact = one(**given)
+    torch.manual_seed(0)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        mixed = again(**given)
+        looked = again.inspect(given["views"][0], given["lonlat"], given["located"])
+    assert all(value.dtype == torch.float32 for value in mixed.values())
+    torch.stack(list(mixed.values())).sum().backward()
+    assert all(torch.isfinite(p.grad).all() for p in again.parameters() if p.grad is not None)
+    for name, value in exact.items():
+        assert float(mixed[name].detach()) == pytest.approx(float(value.detach()), rel=0.03)
+    assert torch.allclose(again.centres, one.centres, atol=0.02)
+    assert all(math.isfinite(value) for value in looked.values())
+
+
+def test_moments_and_answers_are_in_float32_under_autocast() -> None:
+    torch.manual_seed(0)
+    x, weight = 100 + torch.randn(64, 6), torch.rand(64)
+    alone, mixed = (AnswerHead(6, hidden=16, bottleneck=8, answers=12) for _ in range(2))
+    alone.observe(x, weight)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        mixed.observe(x, weight)
+        said = mixed(x)
+    assert torch.equal(mixed.mean, alone.mean)
+    assert torch.equal(mixed.scale, alone.scale)
+    assert said.dtype == torch.float32
+    assert not torch.equal(said, said.bfloat16().float())  # not rounded on its way either
+
+
 # Schedules of short runs
 
 

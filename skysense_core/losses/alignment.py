@@ -9,11 +9,13 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from skysense_core.losses import collectives
+from skysense_core.losses.precision import in_float32
 
 NEVER = -1e9
 """Logit of a place that has no such image; finite, so that a row without any stays free of NaN."""
 
 
+@in_float32
 def align(
     features: Mapping[str, Float[Tensor, "b d"]],
     present: Mapping[str, Bool[Tensor, "b"]],

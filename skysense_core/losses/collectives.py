@@ -11,6 +11,7 @@ import torch.distributed as dist
 from jaxtyping import Float, Num, Shaped
 from torch import Tensor
 
+from skysense_core.losses.precision import in_float32
 from skysense_core.runtime import rank, world
 
 
@@ -50,11 +51,13 @@ def mean(values: Float[Tensor, "n"], weight: Float[Tensor, "n"]) -> Float[Tensor
     return (used * weight).sum() * world() / torch.where(total > 0, total, 1.0)
 
 
+@in_float32
 @torch.no_grad()
 def moments(
     x: Float[Tensor, "n d"], weight: Float[Tensor, "n"]
 ) -> tuple[Float[Tensor, "d"], Float[Tensor, "d"], Float[Tensor, ""]]:
-    """Weighted mean and deviation of the rows of all processes, and their total weight; zeros where that is zero."""
+    """Weighted mean and deviation of the rows of all processes, and their total weight, in float32;
+    zeros where that is zero."""
     x, weight = x.float(), weight.float()
     count = summed(weight.sum())
     whole = torch.where(count > 0, count, 1.0)

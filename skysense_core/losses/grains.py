@@ -1,8 +1,9 @@
 """What two views are compared by: pixels, objects and whole images [P Eq. 5-7].
 
 Two maps come in, the student's of one view and the teacher's of another, and pairs of features that should agree go
-out. `partner` says which cells of the two show the same place: for each of the student's n = h w cells, row by row,
-the number of the teacher's cell, -1 for none. Date t of one view is date t of the other.
+out, in float32 whatever the maps are. `partner` says which cells of the two show the same place: for each of the
+student's n = h w cells, row by row, the number of the teacher's cell, -1 for none. Date t of one view is date t of the
+other.
 """
 
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from einops import rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from skysense_core.losses.precision import in_float32
 from skysense_core.losses.sinkhorn import sinkhorn
 
 
@@ -73,6 +75,7 @@ def pixel_pairs(student: Seen, teacher: Seen, partner: Int[Tensor, "b n"], *, mo
     )
 
 
+@in_float32
 def object_pairs(
     student: Seen,
     teacher: Seen,
@@ -87,14 +90,14 @@ def object_pairs(
 
     The teacher's cells that have a partner are clustered: seeds spread evenly over them, then `rounds` times Sinkhorn
     on the cosine similarity to the centres, and new centres. Both views average by the last assignment, which is what
-    makes their centres comparable [A].
+    makes their centres comparable [A]. Products in bfloat16 would be too coarse for an epsilon of 0.05.
     """
     at = torch.arange(partner.shape[1], device=partner.device).expand_as(partner)
     cells = _match(student, teacher, at, partner)
     b = len(partner)
     seen = rearrange(cells.seen, "b t n -> (b t) n")
     shares = _assign(
-        rearrange(cells.teacher, "b t n d -> (b t) n d").detach().float(),
+        rearrange(cells.teacher, "b t n d -> (b t) n d").detach(),
         seen,
         clusters=clusters,
         rounds=rounds,
@@ -103,8 +106,8 @@ def object_pairs(
     )
     shares = rearrange(shares, "(b t) n k -> b t k n", b=b)
     return Pairs(
-        student=rearrange(shares.to(cells.student.dtype) @ cells.student, "b t k d -> (b t k) d"),
-        teacher=rearrange(shares.to(cells.teacher.dtype) @ cells.teacher, "b t k d -> (b t k) d"),
+        student=rearrange(shares @ cells.student, "b t k d -> (b t k) d"),
+        teacher=rearrange(shares @ cells.teacher, "b t k d -> (b t k) d"),
         weight=seen.any(1).repeat_interleave(clusters).to(torch.float32),
     )
 
@@ -121,9 +124,8 @@ def image_pairs(student: Seen, teacher: Seen) -> Pairs:
 
 def pooled(map: Seen) -> tuple[Float[Tensor, "b t d"], Bool[Tensor, "b t"]]:
     """The mean over the seen cells of each image, zero where there are none, and whether there are any."""
-    weight = map.seen.to(map.tensor.dtype)
-    total = torch.einsum("btdhw,bthw->btd", map.tensor, weight)
-    count = weight.sum((-1, -2))
+    total = torch.where(map.seen[:, :, None], map.tensor, 0.0).sum((-1, -2), dtype=torch.float32)
+    count = map.seen.sum((-1, -2))
     return total / count.clamp(min=1)[..., None], count > 0
 
 
@@ -139,14 +141,14 @@ def _cells_at(map: Seen, at: Int[Tensor, "b n"]) -> tuple[Float[Tensor, "b t n d
     cells = rearrange(map.tensor, "b t d h w -> b t (h w) d")
     seen = rearrange(map.seen, "b t h w -> b t (h w)")
     at = at[:, None].expand(-1, t, -1)
-    return cells.gather(2, at[..., None].expand(-1, -1, -1, d)), seen.gather(2, at)
+    return cells.gather(2, at[..., None].expand(-1, -1, -1, d)).float(), seen.gather(2, at)
 
 
 @torch.no_grad()
 def _assign(
     x: Float[Tensor, "g n d"], seen: Bool[Tensor, "g n"], *, clusters: int, rounds: int, epsilon: float, iterations: int
 ) -> Float[Tensor, "g n k"]:
-    """What each cell adds to the mean of each cluster, in float32: the columns of seen cells sum to one."""
+    """What each cell adds to the mean of each cluster: the columns of seen cells sum to one."""
     group, cell = seen.nonzero().unbind(1)
     count = seen.sum(1, keepdim=True)
     step = torch.arange(clusters, device=x.device) * count // clusters
@@ -154,11 +156,10 @@ def _assign(
     seeds = torch.argsort(~seen, dim=1, stable=True).gather(1, step)
     centres = x.gather(1, seeds[..., None].expand(-1, -1, x.shape[2]))
     directions = F.normalize(x, dim=-1)
-    with torch.autocast(x.device.type, enabled=False):  # products in bfloat16 are too coarse for an epsilon of 0.05
-        for _ in range(rounds):
-            scores = directions @ F.normalize(centres, dim=-1).mT
-            shares = torch.zeros_like(scores)
-            shares[group, cell] = sinkhorn(scores[group, cell], group, len(x), epsilon=epsilon, iterations=iterations)
-            shares = shares / shares.sum(1, keepdim=True).clamp(min=torch.finfo(shares.dtype).tiny)
-            centres = shares.mT @ x
+    for _ in range(rounds):
+        scores = directions @ F.normalize(centres, dim=-1).mT
+        shares = torch.zeros_like(scores)
+        shares[group, cell] = sinkhorn(scores[group, cell], group, len(x), epsilon=epsilon, iterations=iterations)
+        shares = shares / shares.sum(1, keepdim=True).clamp(min=torch.finfo(shares.dtype).tiny)
+        centres = shares.mT @ x
     return shares

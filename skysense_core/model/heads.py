@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from skysense_core.losses.collectives import moments
+from skysense_core.losses.precision import in_float32
 
 LEAST = 0.1
 
@@ -36,13 +37,16 @@ class AnswerHead(nn.Module):
             nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
 
     def forward(self, x: Float[Tensor, "n d"], *, freeze_last: bool = False) -> Float[Tensor, "n k"]:
-        """Answers within -1..1. With `freeze_last` the directions take no gradient."""
+        """Answers within -1..1, in float32; the layers before them follow autocast.
+
+        With `freeze_last` the directions take no gradient.
+        """
         x = (x - self.mean) / self.scale
         *layers, last = self.layers
         for layer in layers:
             x = F.gelu(layer(x))
         directions = self.directions.detach() if freeze_last else self.directions
-        return F.linear(F.normalize(last(x), dim=-1, eps=1e-6), F.normalize(directions, dim=-1))
+        return _cosines(last(x).float(), directions)
 
     @torch.no_grad()
     def observe(self, x: Float[Tensor, "n d"], weight: Float[Tensor, "n"]) -> None:
@@ -57,3 +61,8 @@ class AnswerHead(nn.Module):
         spread, offset = std.square().mean(), mean.square().mean()
         scale = torch.maximum(spread, LEAST**2 * (spread + offset)).sqrt().clamp(min=1e-6)
         self.scale.copy_(torch.where(count > 0, scale, self.scale))
+
+
+@in_float32
+def _cosines(x: Float[Tensor, "n d"], directions: Float[Tensor, "k d"]) -> Float[Tensor, "n k"]:
+    return F.linear(F.normalize(x, dim=-1, eps=1e-6), F.normalize(directions, dim=-1))

@@ -9,6 +9,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from skysense_core.losses import collectives
+from skysense_core.losses.precision import in_float32
 from skysense_core.losses.sinkhorn import sinkhorn
 from skysense_core.model.presets import PrototypeSpec
 
@@ -57,6 +58,7 @@ class Prototypes(nn.Module):
         context = torch.where(known[:, None, None, None], context, 0.0)
         return torch.cat((x, context), dim=1), known
 
+    @in_float32
     @torch.no_grad()
     def learn(
         self,
@@ -105,6 +107,7 @@ class Prototypes(nn.Module):
         self.prototypes[chosen] = torch.lerp(mean.to(self.prototypes.dtype), self.prototypes[chosen], momentum)
         self.visited[chosen] = True
 
+    @in_float32
     @torch.no_grad()
     def usage(
         self,
