@@ -13,8 +13,8 @@ from typing import Any
 from skysense_core.errors import SkysenseError
 
 PACKAGES = ("skysense_core", "skysense_cli")
-TOTALS = {"oa": "accuracy", "miou": "mIoU", "mf1": "mean F1", "kappa": "kappa"}
-PER_CLASS = {"iou": "IoU", "f1": "F1", "precision": "precision", "recall": "recall"}
+TITLES = {"oa": "accuracy", "miou": "mIoU", "mf1": "mean F1", "iou": "IoU", "f1": "F1", "rmse": "RMSE", "r2": "R2"}
+"""What scores are called in tables, where it is not their key."""
 
 
 def speaks() -> bool:
@@ -98,11 +98,17 @@ def print_facts(facts: Mapping[str, str]) -> None:
 
 def print_classes(title: str, scores: Mapping[str, Any]) -> None:
     """The scores of each class, as the core's `metrics.class_scores` makes them."""
-    rows = [
-        (name, *(score(one[key]) for key in PER_CLASS), f"{one['support']:,}")
-        for name, one in scores["classes"].items()
-    ]
-    print_table(title, ("class", *PER_CLASS.values(), "pixels"), rows)
+    if named := scores.get("classes"):
+        columns = [key for key in next(iter(named.values())) if key != "support"]
+        rows = [(name, *(score(one[key]) for key in columns), f"{one['support']:,}") for name, one in named.items()]
+        print_table(title, ("class", *(TITLES.get(key, key) for key in columns), "support"), rows)
+
+
+def totals(scores: Mapping[str, Any]) -> dict[str, str]:
+    """The single scores by their titles."""
+    return {
+        TITLES.get(key, key): score(value) for key, value in scores.items() if value is None or type(value) is float
+    }
 
 
 def score(value: float | None) -> str:

@@ -121,9 +121,8 @@ def evaluate(
 
 def _print(result: "EvaluateResult") -> None:
     console.print_classes("Classes", result.scores["model"])
-    rows = [
-        (NAMES.get(name, name), *(console.score(scores[key]) for key in console.TOTALS))
-        for name, scores in result.scores.items()
-    ]
-    console.print_table("All together", ("", *console.TOTALS.values()), rows)
-    console.print_facts({"scores": str(result.folder / "metrics.json"), "matrix": str(result.folder / "confusion.png")})
+    rows = [(NAMES.get(name, name), *console.totals(scores).values()) for name, scores in result.scores.items()]
+    console.print_table("All together", ("", *console.totals(result.scores["model"])), rows)
+    matrix = result.folder / "confusion.png"
+    facts = {"scores": str(result.folder / "metrics.json"), **({"matrix": str(matrix)} if matrix.exists() else {})}
+    console.print_facts(facts)

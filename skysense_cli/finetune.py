@@ -192,7 +192,7 @@ def _print(result: "RunResult") -> None:
     console.print_classes("Best model on the validation part", result.metrics)
     console.print_facts(
         {
-            **{title: console.score(result.metrics[key]) for key, title in console.TOTALS.items()},
+            **console.totals(result.metrics),
             "model": str(result.model),
             "next": f"skysense evaluate --model {result.folder} --split test --baselines",
         }

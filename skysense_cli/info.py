@@ -124,7 +124,7 @@ def _print_model(found: "ModelInfo") -> None:
     console.print_table("Input", ("modality", "bands", "level", "unit", "pixel"), rows)
     console.print_facts({key.replace("_", " "): str(value) for key, value in found.training.items()})
     scores = {
-        console.TOTALS.get(key, key): console.score(v) for key, v in found.metrics.items() if isinstance(v, float)
+        console.TITLES.get(key, key): console.score(v) for key, v in found.metrics.items() if isinstance(v, float)
     }
     if scores:
         console.print_table("Scores on the validation part", ("score", "value"), list(scores.items()))
@@ -200,7 +200,7 @@ def _periods(months: Mapping[str, int]) -> dict[str, int]:
 
 def _headline(metrics: Mapping[str, Any]) -> str:
     return ", ".join(
-        f"{console.TOTALS.get(k, k)} {v:.3f}" for k, v in list(metrics.items())[:4] if isinstance(v, float)
+        f"{console.TITLES.get(k, k)} {v:.3f}" for k, v in list(metrics.items())[:4] if isinstance(v, float)
     )
 
 

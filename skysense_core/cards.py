@@ -32,7 +32,6 @@ OTHERS = (
 SHA256 = "1220"
 """What a multihash of 32 bytes of SHA-256 begins with."""
 NOT_SPDX = "other"
-PER_CLASS = ("iou", "f1", "precision", "recall")
 
 
 def card(
@@ -40,13 +39,13 @@ def card(
     name: str,
     task: str | None,
     version: str,
-    classes: Sequence[str],
+    output: str,
     modalities: Mapping[str, Modality],
     training: Mapping[str, Any],
     metrics: Mapping[str, Any],
     licence: str,
 ) -> str:
-    """The card as Markdown; `metrics` may have a table of scores per class under `classes`.
+    """The card as Markdown. `output` says what comes out; `metrics` may have a table per class under `classes`.
 
     Without a task it is the card of an encoder, converted or pre-trained.
     """
@@ -54,9 +53,9 @@ def card(
         (key, ", ".join(one.band_names), one.level, one.unit, f"{one.gsd:g} m") for key, one in modalities.items()
     ]
     scores = [(key, f"{value:.4g}") for key, value in metrics.items() if isinstance(value, float)]
-    per_class = [
-        (key, *(_score(one.get(column)) for column in PER_CLASS)) for key, one in metrics.get("classes", {}).items()
-    ]
+    named = metrics.get("classes", {})
+    columns = [key for key in next(iter(named.values()), {}) if key != "support"]
+    per_class = [(key, *(_score(one[column]) for column in columns)) for key, one in named.items()]
     facts = [f"- {key.replace('_', ' ')}: {value}" for key, value in training.items()]
     read = f"## Input\n\n{_table(('modality', 'bands', 'level', 'unit', 'pixel'), inputs)}"
     licensed = f"## Licence\n\nOf the weights: {licence}."
@@ -74,10 +73,10 @@ def card(
     sections = [
         f"# {name}\n\nA model for the task `{task}`, made by skysense {version}.",
         read,
-        f"## Output\n\nA map of {len(classes)} classes: {', '.join(classes)}.",
+        f"## Output\n\n{output}",
         "## Training\n\n" + "\n".join(facts),
         f"## Scores\n\nOn the validation part of the training data.\n\n{_table(('score', 'value'), scores)}",
-        *([_table(("class", *PER_CLASS), per_class)] if per_class else []),
+        *([_table(("class", *columns), per_class)] if per_class else []),
         f"## Limits\n\n{LIMITS}",
         licensed,
         f"## Use\n\n```\nskysense predict SCENE.tif --model {name} --out MAP.tif\n```",
@@ -89,6 +88,7 @@ def stac_item(
     *,
     name: str,
     task: str | None,
+    kind: str | None,
     version: str,
     classes: Sequence[str],
     colours: Sequence[str],
@@ -101,12 +101,12 @@ def stac_item(
     written: datetime,
 ) -> dict[str, Any]:
     """The STAC item of a model, with the Machine Learning Model extension: inputs with their bands in order, scaling
-    and dimensions, outputs with classes and colours. It is valid for MLM 1.4 and 1.5.
+    and dimensions, outputs with classes and colours. It is valid for MLM 1.4 and 1.5. `kind`: its word for the task.
 
     Where and when the training data were taken is not recorded, so the item has no geometry, as STAC wants it for what
     has no place, and its time is that at which the weights were `written`.
     """
-    tasks = ["semantic-segmentation"] if task else []
+    tasks = [] if kind is None else [kind]
     start = training.get("start", training.get("converted_from"))
     scratch = start == "from scratch"
     bands = [
@@ -186,12 +186,14 @@ def _input(name: str, modality: Modality) -> dict[str, Any]:
 
 
 def _output(tasks: Sequence[str], classes: Sequence[str], colours: Sequence[str]) -> dict[str, Any]:
+    dense = tasks == ["semantic-segmentation"]
+    softmax = "On the grid of the finest input. softmax over channel gives probabilities, argmax the class."
     return {
-        "name": "logits",
-        "description": "On the grid of the finest input. softmax over channel gives probabilities, argmax the class.",
+        "name": "logits" if dense else "output",
+        "description": softmax if dense else "What the model puts out, before anything is made of it.",
         "tasks": list(tasks),
         "result": {
-            "shape": [-1, len(classes), -1, -1],
+            "shape": [-1, len(classes) or 1, -1, -1],
             "dim_order": ["batch", "channel", "height", "width"],
             "data_type": "float32",
         },
@@ -204,7 +206,9 @@ def _output(tasks: Sequence[str], classes: Sequence[str], colours: Sequence[str]
             }
             for value, (title, colour) in enumerate(zip(classes, colours, strict=True))
         ],
-        "post_processing_function": {"format": "python", "expression": "torch.softmax(logits, dim=1)"},
+        "post_processing_function": (
+            {"format": "python", "expression": "torch.softmax(logits, dim=1)"} if dense else None
+        ),
     }
 
 

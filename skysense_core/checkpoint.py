@@ -6,7 +6,6 @@ complete copy of every modality with its statistics. A file that `skysense expor
 never read: reading one can run code.
 """
 
-import hashlib
 import json
 import shutil
 import tomllib
@@ -28,7 +27,7 @@ from skysense_core.cards import card, check_item, stac_item
 from skysense_core.errors import SkysenseError, did_you_mean
 from skysense_core.modalities import Modality
 from skysense_core.model.exported import SUFFIXES, load_exported, read_description
-from skysense_core.model.files import save_file
+from skysense_core.model.files import digest_of, save_file
 from skysense_core.model.skysense import ModelSpec, SkySense
 from skysense_core.tasks import Task
 
@@ -99,7 +98,7 @@ def save_model(
     nothing half-written stays.
     """
     encoder: SkySense = model.encoder  # type: ignore[assignment]
-    tensors = parallel.whole_state(model)
+    tensors, output = parallel.whole_state(model), task.output if task else None
     if runtime.rank() != 0:
         return
     temporary = folder.with_name(f".{folder.name}.new")
@@ -111,7 +110,7 @@ def save_model(
             "format": FORMAT,
             "name": name,
             "skysense": version("skysense"),
-            "digest": _digest(temporary / WEIGHTS),
+            "digest": digest_of(temporary / WEIGHTS),
             "licence": licence,
             **({"task": {"name": type(task).__module__.rpartition(".")[2], **config.to_table(task)}} if task else {}),
             "model": config.to_table(encoder.spec),
@@ -124,20 +123,23 @@ def save_model(
             "name": name,
             "task": table["task"]["name"] if task else None,
             "version": table["skysense"],
-            "classes": task.classes if task else (),
             "modalities": encoder.modalities,
             "training": training,
             "licence": licence,
         }
         item = stac_item(
             **facts,
-            colours=task.output.colours if task else (),
+            kind=output.kind if output else None,
+            classes=output.classes if output else (),
+            colours=output.colours if output else (),
             digest=table["digest"],
             size=(temporary / WEIGHTS).stat().st_size,
             parameters=sum(tensor.numel() for tensor in tensors.values()),
             written=datetime.now(UTC),
         )
-        (temporary / CARD).write_text(card(**facts, metrics=metrics), encoding="utf-8")
+        (temporary / CARD).write_text(
+            card(**facts, output=output.said if output else "", metrics=metrics), encoding="utf-8"
+        )
         (temporary / ITEM).write_text(json.dumps(item, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         _replace(temporary, folder)
     except OSError as error:
@@ -156,11 +158,6 @@ def _replace(new: Path, folder: Path) -> None:
     folder.rename(old)
     new.rename(folder)
     shutil.rmtree(old)
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def packaged_models() -> dict[str, Path]:
@@ -201,7 +198,7 @@ def load_description(path: Path) -> Description:
     """
     folder = find_model(path)
     if folder.is_file():
-        table: dict[str, Any] = tomllib.loads(read_description(folder)) | {"digest": _digest(folder)}
+        table: dict[str, Any] = tomllib.loads(read_description(folder)) | {"digest": digest_of(folder)}
     else:
         table = config.load_toml(folder / TOML)
     if table.get("format", 0) > FORMAT:
@@ -271,7 +268,7 @@ def _load_weights(description: Description) -> dict[str, torch.Tensor]:
     fix = "Copy the whole folder again."
     if not weights.is_file():
         raise SkysenseError(f"{description.folder}: {WEIGHTS} is missing", fix=fix)
-    if _digest(weights) != description.digest:
+    if digest_of(weights) != description.digest:
         raise SkysenseError(f"{weights}: damaged or altered: its digest is not the one in {TOML}", fix=fix)
     try:
         return load_file(weights)

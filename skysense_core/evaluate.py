@@ -17,7 +17,7 @@ from skysense_core.data.batch import Batch
 from skysense_core.data.chips import EvaluationChips
 from skysense_core.data.loader import evaluation_loader, label_fraction
 from skysense_core.errors import SkysenseError, UsageError
-from skysense_core.metrics import plot_confusion
+from skysense_core.metrics import ClassMapMetrics, plot_confusion
 from skysense_core.runs import CONFIG, METRICS
 from skysense_core.sources import Source
 from skysense_core.tasks import measure
@@ -54,7 +54,8 @@ class EvaluateConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EvaluateResult:
-    """Scores by name: `model`, `majority` (the best constant map) and, if asked for, `random_forest`."""
+    """Scores by name: `model`, `majority` (the best constant answer, where classes exclude each other) and, if asked
+    for, `random_forest`."""
 
     scores: dict[str, dict[str, Any]]
     folder: Path
@@ -77,13 +78,17 @@ def evaluate(given: EvaluateConfig) -> EvaluateResult:
     log.info("%s on the %s part of %s", loaded.name, given.split, source_name)
 
     def batches(split: Split, task: str) -> Iterator[Batch]:
-        chips = EvaluationChips(split, loaded.modalities, loaded.task.encode)
+        chips = EvaluationChips(split, loaded.modalities, loaded.task.encode, whole=loaded.task.whole)
         loader = evaluation_loader(chips, batch_size=given.batch_size, workers=workers)
         yield from tqdm(loader, task, math.ceil(len(chips) / given.batch_size), unit="batch", disable=None)
 
     split = _open(source, given.split, loaded)
     model = measure(loaded.task, loaded.model, batches(split, "model"), device, given.precision)
-    scores = {"model": model, "majority": baselines.majority(model)}
+    scores, mapped = {"model": model}, isinstance(loaded.task.metrics(), ClassMapMetrics)
+    if "confusion" in model:
+        scores["majority"] = baselines.majority(model)
+    if given.baselines and not mapped:
+        raise UsageError("--baselines: a pixel forest makes maps of classes only", fix="Leave it out.")
     if given.baselines:
         train = _open(source, "train", loaded)
         some = label_fraction(train, min(FOREST_SAMPLES / len(train), 1.0), seed=0)
@@ -91,7 +96,8 @@ def evaluate(given: EvaluateConfig) -> EvaluateResult:
             batches(some, "training pixels"), batches(split, "random forest"), loaded.classes
         )
     out.mkdir(parents=True, exist_ok=True)
-    plot_confusion(out / "confusion.png", model)
+    if "confusion" in model:
+        plot_confusion(out / "confusion.png", model)
     table = {"model": loaded.name, "digest": loaded.digest, "split": given.split, "scores": scores}
     (out / METRICS).write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
     return EvaluateResult(scores=scores, folder=out)

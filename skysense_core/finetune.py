@@ -17,7 +17,7 @@ from skysense_core.checkpoint import Description, load_description, load_encoder
 from skysense_core.data.batch import Batch
 from skysense_core.data.chips import Augment, EvaluationChips, TrainingChips
 from skysense_core.data.loader import evaluation_loader, label_fraction, training_loader
-from skysense_core.data.statistics import count_classes, measure_bands
+from skysense_core.data.statistics import measure_bands, says_anything
 from skysense_core.errors import SkysenseError, UsageError
 from skysense_core.metrics import headline
 from skysense_core.modalities import Modality
@@ -144,8 +144,8 @@ def _trained(given: FinetuneConfig, device: torch.device) -> RunResult:
     val = source.open("val", wanted)
     for note in dict.fromkeys((*train.notes, *val.notes)):
         log.info("note: %s", note)
-    if not count_classes(val).sum():
-        raise SkysenseError("the validation part has no labelled pixel", fix="Check labels, classes and split.")
+    if not says_anything(val):
+        raise SkysenseError("no label of the validation part says anything", fix="Check labels, classes and split.")
     task = _task(given, train)
     if given.statistics == "data" or (given.statistics == "auto" and start is None):
         wanted = _as_measured(wanted, train, given)
@@ -210,9 +210,14 @@ class _Run:
         self.device = device
         self.workers = runtime.choose_workers(settings.workers, device)
         self.train_chips = TrainingChips(
-            train, encoder.modalities, task.encode, augment=settings.augment, seed=settings.train.seed
+            train,
+            encoder.modalities,
+            task.encode,
+            augment=settings.augment,
+            seed=settings.train.seed,
+            whole=task.whole,
         )
-        self.val_chips = EvaluationChips(val, encoder.modalities, task.encode)
+        self.val_chips = EvaluationChips(val, encoder.modalities, task.encode, whole=task.whole)
         self.scores: dict[str, Any] = {}
 
     def batches(self, start: int) -> Iterator[Batch]:
@@ -225,8 +230,8 @@ class _Run:
         size = self.settings.train.own_part()
         loader = evaluation_loader(self.val_chips, batch_size=size, workers=self.workers)
         self.scores = measure(self.task, self.model, loader, self.device, self.settings.train.precision)
-        if not self.scores["pixels"]:
-            raise SkysenseError("the validation part has no labelled pixel where there is imagery")
+        if not self.scores["support"]:
+            raise SkysenseError("the validation part has no label where there is imagery")
         return headline(self.scores)
 
     def export(self, name: str, scores: Mapping[str, float]) -> None:
@@ -246,7 +251,7 @@ class _Run:
                 "start": "from scratch" if settings.init is None else settings.init.name,
                 "seed": settings.train.seed,
             },
-            metrics={**scores, "classes": self.scores["classes"]},
+            metrics={**scores, "classes": self.scores.get("classes", {})},
             licence=settings.licence,
         )
         if name == "best" and runtime.rank() == 0:
@@ -272,7 +277,7 @@ def _task(given: FinetuneConfig, train: Split) -> Task:
     if name is None:
         raise UsageError("no task given", fix="For example --task landcover")
     task: Task = config.build(registry.load("tasks", name), fields, "task")
-    return task.completed(train.classes, train.colours, count_classes(train))
+    return task.completed(train)
 
 
 def _optim(given: OptimConfig, start: Description | None) -> OptimConfig:

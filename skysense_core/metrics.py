@@ -21,9 +21,10 @@ class Metrics(Protocol):
     best: ClassVar[str]
     """Key of `compute()` whose highest value picks the best model."""
 
-    def update(self, scores: Tensor, target: Tensor) -> None: ...
+    def update(self, scores: Any, target: Tensor) -> None: ...
 
-    def compute(self) -> dict[str, Any]: ...
+    def compute(self) -> dict[str, Any]:
+        """Scores by name, ready for JSON; `support` is how much was measured, `classes` has a table for each class."""
 
 
 class ClassMapMetrics:
@@ -60,9 +61,9 @@ class ClassMapMetrics:
 def class_scores(matrix: Int[Tensor, "k k"], classes: tuple[str, ...]) -> dict[str, Any]:
     """Scores of a confusion matrix (rows truth, columns prediction), ready for JSON.
 
-    `oa` overall accuracy, `miou` and `mf1` means over classes, `kappa` Cohen's, `classes` with `COLUMNS` for each, and
-    `confusion`. None stands for 0/0: a class in neither truth nor prediction has no IoU or F1 and enters no mean, one
-    never predicted has no precision, one absent from the truth no recall.
+    `oa` overall accuracy, `miou` and `mf1` means over classes, `kappa` Cohen's, `classes` with `COLUMNS` for each,
+    `confusion`, and `support`, the number of pixels. None stands for 0/0: a class in neither truth nor prediction has
+    no IoU or F1 and enters no mean, one never predicted has no precision, one absent from the truth no recall.
     """
     counts = matrix.double()
     hits, truth, predicted = counts.diagonal(), counts.sum(dim=1), counts.sum(dim=0)
@@ -80,7 +81,7 @@ def class_scores(matrix: Int[Tensor, "k k"], classes: tuple[str, ...]) -> dict[s
         "miou": _number(per_class["iou"].nanmean()),
         "mf1": _number(per_class["f1"].nanmean()),
         "kappa": _number((oa - chance) / (1 - chance)),
-        "pixels": int(total),
+        "support": int(total),
         "classes": {
             name: {key: _number(values[i]) for key, values in per_class.items()} | {"support": int(truth[i])}
             for i, name in enumerate(classes)

@@ -23,6 +23,7 @@ from torch import Tensor
 from skysense_core import runtime, sources
 from skysense_core.data.batch import Batch, Series
 from skysense_core.data.chips import EvaluationChips
+from skysense_core.data.labels import class_map
 from skysense_core.data.loader import Part, evaluation_loader
 from skysense_core.data.statistics import spread
 from skysense_core.errors import UsageError
@@ -30,7 +31,7 @@ from skysense_core.losses.grains import Seen
 from skysense_core.modalities import Modality
 from skysense_core.model.maps import maps_of
 from skysense_core.model.skysense import SkySense
-from skysense_core.types import IGNORE, ClassMap, PartName
+from skysense_core.types import IGNORE, Label, PartName
 
 Count: TypeAlias = Annotated[int, Field(ge=1)]
 PARTS: tuple[PartName, ...] = ("train", "val", "test")
@@ -210,5 +211,5 @@ def mean_recall(predicted: Int[Tensor, "n"], codes: Int[Tensor, "n"]) -> float:
     return float(torch.stack([hits[codes == code].mean() for code in codes.unique()]).mean())
 
 
-def _codes(label: ClassMap, size: tuple[int, int]) -> UInt8[np.ndarray, "h w"]:
-    return label.codes
+def _codes(label: Label, size: tuple[int, int]) -> UInt8[np.ndarray, "h w"]:
+    return class_map(label).codes

@@ -2,7 +2,7 @@
 
 Legend, used by every shape in the code:
     b batch   t dates of a series   c bands   h, w rows and columns of pixels
-    d feature channels   n tokens   k classes   r regions   p prototypes
+    d feature channels   n tokens   k classes   r regions   p prototypes   e epochs
 
 Everything here is numpy: torch begins in `data.batch`.
 """
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Literal, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
-from jaxtyping import Bool, Int, Num, UInt8
+from jaxtyping import Bool, Float, Int, Num, UInt8
 from odc.geo.geobox import GeoBox
 from shapely import Polygon
 
@@ -44,7 +44,42 @@ class ClassMap:
     geobox: GeoBox | None = None
 
 
-Label: TypeAlias = ClassMap
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClassMaps:
+    """A map of class codes for every epoch; `IGNORE` where nothing is known."""
+
+    codes: UInt8[np.ndarray, "e h w"]
+    geobox: GeoBox | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ValueMap:
+    """A label as a map of values in the unit of the data set; NaN where nothing is known."""
+
+    values: Float[np.ndarray, "h w"]
+    geobox: GeoBox | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tags:
+    """Class codes 0..k-1 of a whole sample: one where classes exclude each other, any number where they do not."""
+
+    codes: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Objects:
+    """Things in an image, by their corners: a horizontal box is a rectangle like any other."""
+
+    corners: Float[np.ndarray, "n 4 2"]
+    """x and y of four corners, clockwise as seen, in pixels of the reference raster from its upper left corner."""
+    codes: Int[np.ndarray, "n"]
+    """Class codes 0..k-1."""
+    difficult: Bool[np.ndarray, "n"]
+    """Neither to be learnt nor counted."""
+
+
+Label: TypeAlias = ClassMap | ClassMaps | ValueMap | Tags | Objects
 """What a source knows of the truth of one sample; a task encodes it into its target."""
 
 
@@ -84,10 +119,10 @@ class Split(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> Sample:
-        """A sample with its label, a ClassMap on the grid of the reference (finest) modality."""
+        """A sample with its label, maps on the grid of the reference (finest) modality."""
 
     def size(self, index: int) -> tuple[int, int]:
         """Rows and columns of a sample on the reference grid, without reading pixels."""
 
-    def label(self, index: int) -> ClassMap:
+    def label(self, index: int) -> Label:
         """The label of a sample alone."""

@@ -137,7 +137,7 @@ def test_a_pickle_under_the_name_of_the_weights_is_refused(folder: Path) -> None
     (folder / "model.safetensors").write_bytes(pickle.dumps({"weight": 1}))
     with pytest.raises(SkysenseError, match="damaged or altered"):
         checkpoint.load_model(folder, CPU)
-    edit(folder, lambda table: table.update(digest=checkpoint._digest(folder / "model.safetensors")))
+    edit(folder, lambda table: table.update(digest=checkpoint.digest_of(folder / "model.safetensors")))
     with pytest.raises(SkysenseError, match="not safetensors"):
         checkpoint.load_model(folder, CPU)
 
@@ -229,7 +229,7 @@ def test_statistics_stay_the_encoders_own(folder: Path) -> None:
 def test_weights_with_a_surplus_tensor_are_refused(folder: Path) -> None:
     weights = folder / "model.safetensors"
     save_file({**load_file(weights), "extra": torch.zeros(1)}, weights)
-    edit(folder, lambda table: table.update(digest=checkpoint._digest(weights)))
+    edit(folder, lambda table: table.update(digest=checkpoint.digest_of(weights)))
     with pytest.raises(SkysenseError, match="extra is not part of the model"):
         checkpoint.load_model(folder, CPU)
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tiny_data import Labels
 
 import skysense_core.sources
 import skysense_core.tasks
@@ -64,7 +65,7 @@ def test_a_task_is_found_by_its_name_and_makes_class_maps(place: Callable[[str],
     skysense_core.tasks.__path__.append(str(place("skysense_core/tasks/roofs.py")))
     assert "roofs" in registry.names("tasks")
     task = config.build(registry.load("tasks", "roofs"), {}, "task")
-    task = task.completed(("background", "roof"), None, np.array([99, 1]))
+    task = task.completed(Labels((99, 1), classes=("background", "roof")))
     common, rare = task.class_weights
     assert rare / common == pytest.approx(99)
     model = task.build_model(SkySense(ModelSpec(preset="nano", fusion=False), {"hr": modalities.load("hr")}))

@@ -80,7 +80,7 @@ def test_the_data_of_the_run_are_the_default_and_other_data_may_be_given(run: Pa
 def test_baselines_are_measured_on_the_same_pixels(run: Path, tmp_path: Path) -> None:
     scores = evaluate(settings(run, baselines=True, out=str(tmp_path / "out"))).scores
     assert scores["random_forest"]["oa"] > 0.99  # every class has a spectrum of its own
-    assert {name: one["pixels"] for name, one in scores.items()} == dict.fromkeys(scores, 2 * (16 * 16 - 4))
+    assert {name: one["support"] for name, one in scores.items()} == dict.fromkeys(scores, 2 * (16 * 16 - 4))
     support = [one["support"] for one in scores["model"]["classes"].values()]
     assert scores["majority"]["oa"] == pytest.approx(max(support) / sum(support))
 

@@ -44,7 +44,7 @@ def test_scores_equal_scikit_learn(maps: tuple[np.ndarray, np.ndarray]) -> None:
     assert scores["oa"] == pytest.approx(accuracy_score(truth, predicted))
     assert scores["miou"] == pytest.approx(expected["iou"].mean())
     assert scores["kappa"] == pytest.approx(cohen_kappa_score(truth, predicted))
-    assert scores["pixels"] == truth.size
+    assert scores["support"] == truth.size
 
 
 def test_absent_classes_have_no_score_and_enter_no_mean() -> None:

@@ -175,5 +175,5 @@ def test_a_model_learns_from_locations(location: Path, tmp_path: Path) -> None:
         "device": "cpu",
     }
     result = finetune(config.build(FinetuneConfig, table))
-    assert result.metrics["pixels"] > 0
+    assert result.metrics["support"] > 0
     shutil.rmtree(tmp_path / "run")

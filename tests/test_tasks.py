@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from tiny_data import Labels
 
 from skysense_core import config, modalities, registry
 from skysense_core.data.batch import Batch, Series, collate
@@ -195,19 +196,19 @@ def test_balanced_weights_average_to_one_and_favour_the_rare(pixels: list[int]) 
 
 
 def test_the_data_complete_the_task() -> None:
-    task = Crop(width=8).completed(CLASSES, ("#000001", "#000002", "#000003"), np.array([90, 10, 0]))
+    task = Crop(width=8).completed(Labels((90, 10, 0), classes=CLASSES, colours=("#000001", "#000002", "#000003")))
     assert (task.classes, task.colours, task.width) == (CLASSES, ("#000001", "#000002", "#000003"), 8)
     assert isinstance(task, Crop)
     assert task.class_weights[1] / task.class_weights[0] == pytest.approx(3.0)
     own = Segmentation(class_weights=(1.0, 2.0, 3.0), colours=("#ff0000",) * 3)
-    own = own.completed(CLASSES, None, np.array([1, 1, 1]))
+    own = own.completed(Labels((1, 1, 1), classes=CLASSES))
     assert (own.class_weights, own.colours) == ((1.0, 2.0, 3.0), ("#ff0000",) * 3)
     with pytest.raises(UsageError, match="not the classes of the data: water, forest, town"):
-        Segmentation(classes=("a", "b")).completed(CLASSES, None, np.array([1, 1, 1]))
+        Segmentation(classes=("a", "b")).completed(Labels((1, 1, 1), classes=CLASSES))
     with pytest.raises(SkysenseError, match=r"one class \(town\)"):
-        Segmentation().completed(("town",), None, np.array([1]))
+        Segmentation().completed(Labels((1,), classes=("town",)))
     with pytest.raises(SkysenseError, match="no labelled pixel"):
-        Segmentation().completed(CLASSES, None, np.array([0, 0, 0]))
+        Segmentation().completed(Labels((0, 0, 0), classes=CLASSES))
 
 
 def test_images_without_a_valid_pixel_change_nothing() -> None:
@@ -245,7 +246,7 @@ def test_measuring_counts_every_batch() -> None:
     logits = torch.zeros(2, 3, 128, 128)
     logits[:, 1] = 1.0
     scores = measure(task, Constant(logits), [batch_of("hr")] * 2, torch.device("cpu"), "fp32")
-    assert scores["pixels"] == 2 * 2 * 128 * 128
+    assert scores["support"] == 2 * 2 * 128 * 128
     assert scores["oa"] == 0.5  # the second sample of each batch is class 1
 
 

@@ -1,12 +1,14 @@
 """Labelled data that a small model learns within seconds: every class has a spectrum of its own."""
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import rasterio
 
 from skysense_core import modalities
+from skysense_core.types import ClassMap, Sample
 
 CLASSES = ("water", "forest", "field", "cloud forest")
 """The last one is in no label."""
@@ -66,3 +68,29 @@ def write_pastis(folder: Path, patches: int = 5) -> Path:
     table = {"type": "FeatureCollection", "crs": crs, "features": features}
     (folder / "metadata.geojson").write_text(json.dumps(table))
     return folder
+
+
+@dataclass(frozen=True)
+class Labels:
+    """The labels of a training part, with so many pixels of each class."""
+
+    pixels: tuple[int, ...]
+    classes: tuple[str, ...] = CLASSES[:3]
+    colours: tuple[str, ...] | None = None
+
+    def __len__(self) -> int:
+        return 1
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        return ()
+
+    def __getitem__(self, index: int) -> Sample:
+        raise IndexError(index)
+
+    def size(self, index: int) -> tuple[int, int]:
+        return 1, sum(self.pixels)
+
+    def label(self, index: int) -> ClassMap:
+        codes = np.repeat(np.arange(len(self.pixels), dtype=np.uint8), self.pixels)
+        return ClassMap(codes=codes[None])

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Num
 from torch import Tensor
 
 from skysense_core.types import Raster, Sample
@@ -32,7 +32,8 @@ class Batch:
     """Degrees; meaningful where `located`."""
     located: Bool[Tensor, "b"]
     target: Tensor | None = None
-    """What the task made of the labels, stacked; its shape is the task's own."""
+    """What the task made of the labels, stacked; its shape is the task's own. Where samples have more or fewer rows,
+    the missing ones are NaN."""
 
     def to(self, device: torch.device) -> "Batch":
         """The same batch on another device."""
@@ -75,8 +76,18 @@ def collate(samples: Sequence[Sample], targets: Sequence[np.ndarray] | None = No
         epochs=tuple(epochs),
         lonlat=torch.tensor(lonlat, dtype=torch.float32),
         located=torch.tensor([sample.lonlat is not None for sample in samples]),
-        target=None if targets is None else torch.from_numpy(np.stack(targets)),
+        target=None if targets is None else torch.from_numpy(_stacked(targets)),
     )
+
+
+def _stacked(targets: Sequence[Num[np.ndarray, "..."]]) -> Num[np.ndarray, "b ..."]:
+    most = max(target.shape[:1] for target in targets)
+    if all(target.shape[:1] == most for target in targets):
+        return np.stack(targets)
+    rows = np.full((len(targets), *most, *targets[0].shape[1:]), np.nan, dtype=targets[0].dtype)
+    for index, target in enumerate(targets):
+        rows[index, : len(target)] = target
+    return rows
 
 
 def _series(rasters: Sequence[Raster | None]) -> Series:

@@ -5,14 +5,15 @@ from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 import numpy as np
+from jaxtyping import Bool
 from torch.utils.data import Dataset
 
 from skysense_core import runtime
-from skysense_core.data import transforms
+from skysense_core.data import labels, transforms
 from skysense_core.errors import SkysenseError, UsageError
 from skysense_core.geo.blocks import cover
 from skysense_core.modalities import CELL, CELLS, Modality, finest
-from skysense_core.types import IGNORE, ClassMap, Label, Sample, Split
+from skysense_core.types import Label, Sample, Split
 
 Encode: TypeAlias = Callable[[Label, tuple[int, int]], np.ndarray]
 """A task's `encode`: the label and the (rows, columns) of the reference raster become a target."""
@@ -31,11 +32,11 @@ class Augment:
     """Random gain and bias of every image, in normalised units; 0.1 is a mild choice."""
 
 
-def window_of(modalities: Mapping[str, Modality], split: Split) -> int:
+def window_of(modalities: Mapping[str, Modality], split: Split, *, whole: bool = False) -> int:
     """Side of a window in pixels of the reference modality: the modality's, or less where no sample is so large.
 
-    The points of a table are 4 pixels wide: padded to 64 they would cost 256 times as much. Raises UsageError where
-    encoders cannot share the modality's window.
+    The points of a table are 4 pixels wide: padded to 64 they would cost 256 times as much. With `whole` the window
+    shows the largest sample as a whole. Raises UsageError where encoders cannot share the modality's window.
     """
     modality = modalities[finest(modalities)]
     unit = CELL[modality.encoder] * CELLS
@@ -47,7 +48,7 @@ def window_of(modalities: Mapping[str, Modality], split: Split) -> int:
     largest = 0
     for index in range(len(split)):
         largest = max(largest, *split.size(index))
-        if largest >= modality.window:  # mostly so with the first sample
+        if largest >= modality.window and not whole:  # mostly so with the first sample
             return modality.window
     return -(-largest // unit) * unit
 
@@ -56,7 +57,14 @@ class TrainingChips(Dataset[tuple[Sample, np.ndarray]]):
     """Random windows. `chips[index, draw]` depends on sample, draw and seed alone, whoever computes it and when."""
 
     def __init__(
-        self, split: Split, modalities: Mapping[str, Modality], encode: Encode, *, augment: Augment, seed: int
+        self,
+        split: Split,
+        modalities: Mapping[str, Modality],
+        encode: Encode,
+        *,
+        augment: Augment,
+        seed: int,
+        whole: bool = False,
     ) -> None:
         """Raises SkysenseError where there is no sample to learn from."""
         if not len(split):
@@ -66,7 +74,7 @@ class TrainingChips(Dataset[tuple[Sample, np.ndarray]]):
         self.encode = encode
         self.augment = augment
         self.seed = seed
-        self.window = window_of(modalities, split)
+        self.window = window_of(modalities, split, whole=whole)
 
     def __len__(self) -> int:
         return len(self.split)
@@ -80,20 +88,23 @@ class TrainingChips(Dataset[tuple[Sample, np.ndarray]]):
             sample = transforms.random_turn(sample, rng)
         if self.augment.contrast:
             sample = transforms.random_contrast(sample, self.modalities, self.augment.contrast, rng)
-        return sample, self.encode(_known(sample, finest(self.modalities)), (self.window, self.window))
+        unseen = _unseen(sample, finest(self.modalities))
+        return sample, self.encode(labels.hidden(_label(sample), unseen), (self.window, self.window))
 
 
 class EvaluationChips(Dataset[tuple[Sample, np.ndarray]]):
     """Windows that show every pixel of every sample; each counts once: what a window before had is `IGNORE`."""
 
-    def __init__(self, split: Split, modalities: Mapping[str, Modality], encode: Encode) -> None:
+    def __init__(
+        self, split: Split, modalities: Mapping[str, Modality], encode: Encode, *, whole: bool = False
+    ) -> None:
         """Raises SkysenseError where there is no sample to measure on."""
         if not len(split):
             raise SkysenseError("this part of the data set is empty: there is nothing to measure on")
         self.split = Kept(split)
         self.modalities = modalities
         self.encode = encode
-        self.window = window_of(modalities, split)
+        self.window = window_of(modalities, split, whole=whole)
         self._windows = [
             (index, row, col)
             for index in range(len(split))
@@ -109,10 +120,9 @@ class EvaluationChips(Dataset[tuple[Sample, np.ndarray]]):
         sample, reference = self.split[index], finest(self.modalities)
         sample = transforms.crop(sample, reference, row=row, col=col, height=self.window, width=self.window)
         sample = transforms.subsample_dates(sample, _most_dates(self.modalities))
-        label = _known(sample, reference)
-        codes = label.codes.copy()
-        codes[:seen_rows] = codes[:, :seen_cols] = IGNORE
-        target = self.encode(replace(label, codes=codes), (self.window, self.window))
+        unseen = _unseen(sample, reference)
+        unseen[:, :seen_rows] = unseen[:, :, :seen_cols] = True
+        target = self.encode(labels.hidden(_label(sample), unseen), (self.window, self.window))
         return replace(sample, id=f"{sample.id}@{row},{col}"), target
 
 
@@ -145,10 +155,12 @@ def _most_dates(modalities: Mapping[str, Modality]) -> dict[str, int]:
     return {name: modality.dates for name, modality in modalities.items()}
 
 
-def _known(sample: Sample, reference: str) -> ClassMap:
-    """The label where the reference image shows anything: nobody can learn from what was not seen."""
+def _unseen(sample: Sample, reference: str) -> Bool[np.ndarray, "e h w"]:
+    """Where no image of an epoch shows anything."""
+    return np.stack([~epoch[reference].valid.any(axis=0) for epoch in sample.epochs])
+
+
+def _label(sample: Sample) -> Label:
     if sample.label is None:
         raise SkysenseError(f"sample {sample.id} has no label")
-    seen = np.logical_or.reduce(sample.epochs[0][reference].valid)
-    codes = np.where(seen, sample.label.codes, np.uint8(IGNORE))
-    return replace(sample.label, codes=codes)
+    return sample.label

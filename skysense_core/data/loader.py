@@ -23,7 +23,7 @@ from skysense_core.data.chips import EvaluationChips, TrainingChips
 from skysense_core.data.views import ViewChips
 from skysense_core.errors import SkysenseError, UsageError
 from skysense_core.modalities import Modality, side_beside
-from skysense_core.types import ClassMap, Sample, Split
+from skysense_core.types import Label, Sample, Split
 
 GRACE = 20
 
@@ -165,7 +165,7 @@ class Part:
     def size(self, index: int) -> tuple[int, int]:
         return self.split.size(self.indices[index])
 
-    def label(self, index: int) -> ClassMap:
+    def label(self, index: int) -> Label:
         return self.split.label(self.indices[index])
 
 

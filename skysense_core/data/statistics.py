@@ -7,8 +7,9 @@ from einops import rearrange
 from jaxtyping import Float, Int
 from tqdm import tqdm
 
+from skysense_core.data import labels
 from skysense_core.errors import SkysenseError
-from skysense_core.types import IGNORE, Raster, Split
+from skysense_core.types import Raster, Split
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,11 +72,16 @@ def measure_bands(split: Split, *, most: int = 256) -> dict[str, BandStatistics]
 
 
 def count_classes(split: Split, *, most: int = 4096) -> Int[np.ndarray, "k"]:
-    """Labelled pixels of every class over at most `most` evenly spaced samples."""
-    counts = np.zeros(IGNORE + 1, dtype=np.int64)
+    """Labelled pixels (samples, objects) of every class over at most `most` evenly spaced samples."""
+    found = np.zeros(len(split.classes), dtype=np.int64)
     for index in tqdm(spread(len(split), most), desc="labels", unit="sample", disable=None):
-        counts += np.bincount(split.label(index).codes.ravel(), minlength=IGNORE + 1)
-    return counts[: len(split.classes)]
+        found += labels.counts(split.label(index), len(found))
+    return found
+
+
+def says_anything(split: Split) -> bool:
+    """Whether any sample has a label that says anything."""
+    return any(labels.known(split.label(index)) for index in range(len(split)))
 
 
 def spread(count: int, most: int) -> list[int]:

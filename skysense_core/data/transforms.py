@@ -7,14 +7,16 @@ its own pixel size, so that the modalities of a sample always show the same grou
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 from affine import Affine
 from jaxtyping import Shaped
 from odc.geo.geobox import GeoBox
 
+from skysense_core.data import labels
 from skysense_core.modalities import Modality
-from skysense_core.types import IGNORE, ClassMap, Raster, Sample
+from skysense_core.types import Raster, Sample
 
 
 def size(sample: Sample, reference: str) -> tuple[int, int]:
@@ -55,10 +57,12 @@ def crop(sample: Sample, reference: str, *, row: int, col: int, height: int, wid
             geobox=None if raster.geobox is None else _moved(raster.geobox, Affine.translation(*at[::-1]), to),
         )
 
+    def cut_map(array: Shaped[np.ndarray, "*n h w"], fill: Any) -> Shaped[np.ndarray, "*n h2 w2"]:
+        return _window(array, corner, shape, fill)
+
     label = sample.label
     if label is not None:
-        grid = None if label.geobox is None else _moved(label.geobox, Affine.translation(col, row), shape)
-        label = ClassMap(codes=_window(label.codes, corner, shape, IGNORE), geobox=grid)
+        label = labels.moved(label, cut_map, Affine.translation(col, row), shape)
     return replace(_each_raster(sample, cut), label=label, footprint=None)
 
 
@@ -75,28 +79,30 @@ def random_crop(sample: Sample, reference: str, window: int, rng: np.random.Gene
 def turn(sample: Sample, *, transpose: bool, flip_rows: bool, flip_cols: bool) -> Sample:
     """One of the eight symmetries of the square, the same for every raster and the label (transposed first)."""
 
-    def turned(array: Shaped[np.ndarray, "*n h w"]) -> Shaped[np.ndarray, "*n h2 w2"]:
+    def turned(array: Shaped[np.ndarray, "*n h w"], fill: Any = None) -> Shaped[np.ndarray, "*n h2 w2"]:
         array = array.swapaxes(-1, -2) if transpose else array
         return array[..., :: -1 if flip_rows else 1, :: -1 if flip_cols else 1]
 
-    def grid(geobox: GeoBox | None) -> GeoBox | None:
-        if geobox is None:
-            return None
-        height, width = geobox.shape[::-1] if transpose else geobox.shape
-        # Read right to left: a pixel of the turned grid is unflipped, then untransposed, then placed on the ground.
+    def back(height: int, width: int) -> Affine:
+        """A pixel of the turned grid, which has so many rows and columns, in the grid as it was."""
+        # Read right to left: unflipped, then untransposed.
         move = Affine(0, 1, 0, 1, 0, 0) if transpose else Affine.identity()
-        move = move * Affine(
+        return move * Affine(
             -1 if flip_cols else 1, 0, width * flip_cols, 0, -1 if flip_rows else 1, height * flip_rows
         )
-        return _moved(geobox, move, (height, width))
 
     def turned_raster(raster: Raster) -> Raster:
-        return replace(raster, pixels=turned(raster.pixels), valid=turned(raster.valid), geobox=grid(raster.geobox))
+        pixels = turned(raster.pixels)
+        shape = (pixels.shape[-2], pixels.shape[-1])
+        grid = None if raster.geobox is None else _moved(raster.geobox, back(*shape), shape)
+        return replace(raster, pixels=pixels, valid=turned(raster.valid), geobox=grid)
 
-    label = sample.label
-    if label is not None:
-        label = ClassMap(codes=turned(label.codes), geobox=grid(label.geobox))
-    return replace(_each_raster(sample, turned_raster), label=label)
+    sample = _each_raster(sample, turned_raster)
+    if sample.label is None:
+        return sample
+    finest = max((raster.pixels.shape[-2:] for epoch in sample.epochs for raster in epoch.values()), key=math.prod)
+    shape = (finest[0], finest[1])
+    return replace(sample, label=labels.moved(sample.label, turned, back(*shape), shape))
 
 
 def random_turn(sample: Sample, rng: np.random.Generator) -> Sample:
@@ -159,7 +165,7 @@ def _scaled(lengths: tuple[int, int], own: tuple[int, ...], full: tuple[int, int
 
 
 def _window(
-    array: Shaped[np.ndarray, "*n h w"], at: tuple[int, int], shape: tuple[int, int], fill: int | bool
+    array: Shaped[np.ndarray, "*n h w"], at: tuple[int, int], shape: tuple[int, int], fill: Any
 ) -> Shaped[np.ndarray, "*n h2 w2"]:
     part = array[..., at[0] : at[0] + shape[0], at[1] : at[1] + shape[1]]
     missing = [wanted - got for wanted, got in zip(shape, part.shape[-2:], strict=True)]

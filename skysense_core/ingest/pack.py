@@ -17,6 +17,7 @@ from einops import rearrange
 from jaxtyping import Num
 
 from skysense_core.data.histogram import Histogram
+from skysense_core.data.labels import class_map
 from skysense_core.data.shards import FULL, ShardWriter
 from skysense_core.data.statistics import BandStatistics
 from skysense_core.data.store import SHARDS, Chip, Row
@@ -204,8 +205,9 @@ def _row(tar: ShardWriter, packed: Packed, shard: str, name: str, tallies: Mappi
     label: tuple[int, int] = (0, 0)
     counts: tuple[int, ...] = ()
     if sample.label is not None and legend.classes:
-        label = tar.add(f"{name}.label.tif", encode_label(sample.label, legend.classes, legend.colours))
-        counts = counts_of(sample.label, len(legend.classes))
+        map = class_map(sample.label)
+        label = tar.add(f"{name}.label.tif", encode_label(map, legend.classes, legend.colours))
+        counts = counts_of(map, len(legend.classes))
     grid = next((raster.geobox for raster in images.values() if raster.geobox is not None), None)
     return Row(
         id=sample.id,

@@ -3,6 +3,7 @@
 A `.pth` is mapped, not copied: its numbers stay on disk until they are used.
 """
 
+import hashlib
 import json
 import re
 import struct
@@ -131,3 +132,9 @@ def save_file(tensors: Mapping[str, Shaped[Tensor, "..."]], path: Path, *, mappe
                 bar.update(file.write(raw.data))
             if mapped and tensor.is_contiguous():
                 runtime.give_back(tensor.data_ptr(), tensor.numel() * tensor.element_size())
+
+
+def digest_of(path: Path) -> str:
+    """SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -116,7 +116,7 @@ class Settings:
 
 def predict_plan(plan: Plan, model: LoadedModel, settings: Settings) -> Arrays:
     """The plan's target, from pixels that are at hand."""
-    on, region, classes = torch.device(settings.device), plan.region, len(model.classes)
+    on, region, classes = torch.device(settings.device), plan.region, model.task.output.channels
 
     @torch.inference_mode()
     def score(batch: Batch) -> torch.Tensor:

@@ -219,7 +219,7 @@ class Job:
 
     def _column(self) -> int:
         """Bytes of scores that a column of a strip holds."""
-        return 4 * len(self.model.classes) * self.plan.lattice.window
+        return 4 * self.model.task.output.channels * self.plan.lattice.window
 
     def _forward(self, windows: int) -> None:
         """Predict the middle of the scene so many times at once, for its time and memory."""

@@ -1,5 +1,6 @@
 """What a prediction writes: each product is one raster, made from the merged scores of finished rows."""
 
+import math
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from typing import Literal, TypeAlias
@@ -11,10 +12,11 @@ from jaxtyping import Float, Num, UInt8
 from odc.geo.geobox import GeoBox
 from torch import Tensor
 
+from skysense_core.errors import UsageError
 from skysense_core.geo import vector
 from skysense_core.geo.cog import Product
 from skysense_core.merge.raster import Part
-from skysense_core.tasks import Task
+from skysense_core.tasks import Task, ValueOutput
 from skysense_core.types import IGNORE
 
 LEVELS = 254
@@ -41,8 +43,18 @@ def products_of(
     observations: bool,
     tags: Mapping[str, str],
 ) -> dict[str, Product]:
-    """The rasters that are wanted, by name; the class map is always one."""
+    """The rasters that are wanted, by name, the map first.
+
+    Raises UsageError where something is wanted of a map of values that only classes have.
+    """
     output = task.output
+    values = Product(kind="continuous", bands=(), tags=tags)
+    if isinstance(output, ValueOutput):
+        if confidence is not None or probabilities:
+            raise UsageError("a map of values has no probabilities", fix="Leave out --confidence and --probabilities.")
+        unit = {**tags, "UNIT": output.unit}
+        found = {"values": replace(values, bands=(output.name,), dtype="float32", nodata=math.nan, tags=unit)}
+        return found | _seen(values, observations)
     found = {
         "classes": Product(
             kind="classes",
@@ -53,23 +65,25 @@ def products_of(
             tags=tags,
         )
     }
-    values = Product(kind="continuous", bands=(), tags=tags)
     if confidence is not None:
         said = {**tags, "CONFIDENCE": CONFIDENCE[confidence]}
         found["confidence"] = replace(values, bands=("confidence",), scale=1 / LEVELS, tags=said)
     if probabilities:
         names = tuple(f"probability of {name}" for name in output.classes)
         found["probabilities"] = replace(values, bands=names, scale=1 / LEVELS)
-    if observations:
-        found["observations"] = replace(values, bands=("valid observations",))
-    return found
+    return found | _seen(values, observations)
+
+
+def _seen(values: Product, observations: bool) -> dict[str, Product]:
+    return {"observations": replace(values, bands=("valid observations",))} if observations else {}
 
 
 def encoder(task: Task, names: Collection[str], confidence: Measure | None) -> Encode:
-    """The class map and what else is wanted of it."""
+    """The map and what else is wanted of it."""
+    main = next(iter(names))
 
     def encode(part: Part) -> Arrays:
-        valid, made = part.valid, {"classes": task.decode(part.scores, part.valid)[None]}
+        valid, made = part.valid, {main: task.decode(part.scores, part.valid)[None]}
         if confidence is not None:
             made["confidence"] = _bytes(measure_confidence(part.scores, confidence)[None], valid)
         if "probabilities" in names:

@@ -35,7 +35,7 @@ from skysense_core.geo.windows import Window
 
 PLAN = "plan.json"
 JOINING = "joining"
-MAPS = ("classes", "features")
+MAPS = ("classes", "features", "values")
 ROWS = 2048
 """Rows of a shard; more where a window is larger, for a window may not reach over three shards."""
 

@@ -7,11 +7,10 @@ import colorsys
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 import torch
-from jaxtyping import Int
 from torch import Tensor, nn
 
 from skysense_core import runtime
@@ -21,7 +20,7 @@ from skysense_core.merge import Merger
 from skysense_core.metrics import Metrics
 from skysense_core.modalities import Modality
 from skysense_core.model.skysense import SkySense
-from skysense_core.types import Label
+from skysense_core.types import Label, Split
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,6 +34,57 @@ class RasterOutput:
     """Pixels of the reference modality, at the model's own pixel size, that a pixel of the map is wide; None: the map
     has the scene's own pixels."""
 
+    kind: ClassVar[str] = "semantic-segmentation"
+    """The word of STAC's Machine Learning Model extension."""
+
+    @property
+    def channels(self) -> int:
+        """Scores of a pixel."""
+        return len(self.classes)
+
+    @property
+    def said(self) -> str:
+        """What comes out, for people."""
+        return f"A map of {len(self.classes)} classes: {', '.join(self.classes)}."
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ValueOutput:
+    """The result is a map of one value, in a unit."""
+
+    name: str
+    unit: str
+    cell: int | None = None
+    """As in `RasterOutput`."""
+    classes: tuple[str, ...] = ()
+    colours: tuple[str, ...] = ()
+    channels: ClassVar[int] = 1
+    kind: ClassVar[str] = "regression"
+
+    @property
+    def said(self) -> str:
+        """What comes out, for people."""
+        return f"A map of {self.name} in {self.unit}."
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ObjectOutput:
+    """The result is a table of objects with their outlines."""
+
+    classes: tuple[str, ...]
+    colours: tuple[str, ...]
+    cell: ClassVar[None] = None
+    channels: ClassVar[int] = 0
+    kind: ClassVar[str] = "object-detection"
+
+    @property
+    def said(self) -> str:
+        """What comes out, for people."""
+        return f"Outlines of objects of {len(self.classes)} classes: {', '.join(self.classes)}."
+
+
+Output: TypeAlias = RasterOutput | ValueOutput | ObjectOutput
+
 
 @runtime_checkable
 class Task(Protocol):
@@ -44,12 +94,14 @@ class Task(Protocol):
     def classes(self) -> tuple[str, ...]: ...
 
     @property
-    def output(self) -> RasterOutput: ...
+    def output(self) -> Output: ...
 
-    def completed(
-        self, classes: tuple[str, ...], colours: tuple[str, ...] | None, pixels: Int[np.ndarray, "k"]
-    ) -> "Task":
-        """The task with what the data say: classes, colours and labelled training pixels per class.
+    @property
+    def whole(self) -> bool:
+        """Whether a sample has one answer: it is then seen as a whole, never cropped."""
+
+    def completed(self, train: Split) -> "Task":
+        """The task with what the training part says: classes, colours, how often each occurs.
 
         Raises UsageError where the settings contradict the data and SkysenseError where the labels teach nothing.
         """
@@ -68,13 +120,13 @@ class Task(Protocol):
 
     def metrics(self) -> Metrics: ...
 
-    def scores(self, model: nn.Module, batch: Batch) -> Tensor:
-        """What can still be merged across windows; for maps: probabilities."""
+    def scores(self, model: nn.Module, batch: Batch) -> Any:
+        """What can still be merged across windows, for each sample: for maps a Tensor (b, k, h, w)."""
 
     def merger(self, lattice: Lattice, strip: Window, device: torch.device) -> Merger:
         """What collects the scores of overlapping windows."""
 
-    def decode(self, scores: Tensor, valid: Tensor) -> np.ndarray:
+    def decode(self, scores: Any, valid: Tensor) -> np.ndarray:
         """Merged scores as the final prediction."""
 
 
@@ -88,7 +140,7 @@ def measure(
         with torch.inference_mode(), runtime.autocast(device, precision):
             scores = task.scores(model, batch.to(device))
         assert batch.target is not None
-        metrics.update(scores.cpu(), batch.target)
+        metrics.update(scores.cpu() if isinstance(scores, Tensor) else scores, batch.target)
     return metrics.compute()
 
 

@@ -3,17 +3,19 @@
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
 from einops import reduce
-from jaxtyping import Bool, Float, Int, UInt8
+from jaxtyping import Bool, Float, UInt8
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from skysense_core import runtime
 from skysense_core.data.batch import Batch, Series
+from skysense_core.data.labels import class_map
+from skysense_core.data.statistics import count_classes
 from skysense_core.errors import SkysenseError, UsageError
 from skysense_core.geo.windows import Lattice, Window
 from skysense_core.losses import collectives
@@ -23,7 +25,7 @@ from skysense_core.modalities import Modality, finest
 from skysense_core.model.decoders import Fcn, FeaturePyramid, LevelPyramid, UperNet, resize
 from skysense_core.model.skysense import FeatureMap, Features, SkySense
 from skysense_core.tasks import RasterOutput, default_colours
-from skysense_core.types import IGNORE, Label
+from skysense_core.types import IGNORE, Label, Split
 
 log = logging.getLogger(__name__)
 
@@ -51,19 +53,19 @@ class Segmentation:
     class_weights: tuple[float, ...] = ()
     """Not given: from the training labels, by `class_balance`."""
     label_smoothing: float = 0.0
+    whole: ClassVar[bool] = False
 
     @property
     def output(self) -> RasterOutput:
         """Classes and one colour for each."""
         return RasterOutput(classes=self.classes, colours=self.colours or default_colours(self.classes))
 
-    def completed(
-        self, classes: tuple[str, ...], colours: tuple[str, ...] | None, pixels: Int[np.ndarray, "k"]
-    ) -> "Segmentation":
+    def completed(self, train: Split) -> "Segmentation":
         """The task with what the data say, and with a weight per class. Logs each class's share of the labels.
 
         Raises UsageError where `classes` are set otherwise, and SkysenseError where the labels teach nothing.
         """
+        classes, pixels = train.classes, count_classes(train)
         if self.classes not in ((), classes):
             raise UsageError(f"task.classes are not the classes of the data: {', '.join(classes)}")
         if len(classes) < 2:
@@ -81,7 +83,7 @@ class Segmentation:
         absent = [name for name, share in zip(classes, shares, strict=True) if not share]
         if absent:
             log.warning("classes without a training pixel, which cannot be learnt: %s", ", ".join(absent))
-        return replace(self, classes=classes, colours=self.colours or colours or (), class_weights=weights)
+        return replace(self, classes=classes, colours=self.colours or train.colours or (), class_weights=weights)
 
     def weights(self, shares: Float[np.ndarray, "k"]) -> tuple[float, ...]:
         """Weights of classes with these shares of the pixels; the mean weight of a pixel is 1."""
@@ -116,10 +118,11 @@ class Segmentation:
         return DenseModel(encoder, head, fuse=fuse, levels=not fuse)
 
     def encode(self, label: Label, shape: tuple[int, int]) -> UInt8[np.ndarray, "h w"]:
-        """The label's codes. Raises SkysenseError where it does not lie on the (rows, columns) of the reference."""
-        if label.codes.shape != shape:
-            raise SkysenseError(f"a label of {label.codes.shape} pixels beside an image of {shape}")
-        return label.codes
+        """The label's codes. Raises SkysenseError where it is no map on the (rows, columns) of the reference."""
+        codes = class_map(label).codes
+        if codes.shape != shape:
+            raise SkysenseError(f"a label of {codes.shape} pixels beside an image of {shape}")
+        return codes
 
     def losses(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
         """Weighted cross-entropy over the labelled pixels of all processes' batches; 0 where there are none.
