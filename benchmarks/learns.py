@@ -14,7 +14,7 @@ import json
 import math
 import os
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -48,6 +48,7 @@ class Task:
     """A `[probe]` table, and the `[data]` that fine-tuning learns from and is asked about."""
     modalities: dict[str, dict[str, Any]]
     views: dict[str, Any]
+    method: dict[str, Any] = field(default_factory=dict)
     finetuned_as: str = "segmentation"
     """Name of the task."""
 
@@ -123,9 +124,10 @@ def canada(data: Path, out: Path, seed: int) -> Task:
         "values": {"s1": {"log10": 20.0, "offset": -83.0}}, "label_column": "CROPTYPE_LABEL", "classes": CROPS,
         "split_by": "h3_l3_cell", "val_share": 0.15, "test_share": 0.3, "seed": seed,
     }  # fmt: skip
-    # One cell of a point: all of them are alike.
+    # All cells of a point are alike: one of them is asked, and the levels are one.
     probe = {"data": table, "samples": 4000, "cells": 1}
-    return Task(data=table, probe=probe, modalities={}, views=POINT_VIEWS, finetuned_as="crop")
+    method = {"levels": ("image",)}
+    return Task(data=table, probe=probe, modalities={}, views=POINT_VIEWS, method=method, finetuned_as="crop")
 
 
 TASKS = {"landcover": landcover, "buildings": buildings, "floods": floods, "canada": canada}
@@ -139,7 +141,7 @@ def measured(task: Task, out: Path, seed: int, options: argparse.Namespace) -> d
     start = time.perf_counter()
     given = {
         "data": task.data, "out": str(out / f"seed{seed}"), "modalities": task.modalities, "views": task.views,
-        "model": {"preset": options.preset}, "device": options.device, "resume": True,
+        "method": task.method, "model": {"preset": options.preset}, "device": options.device, "resume": True,
         "train": {"steps": options.steps, "batch_size": options.batch_size, "seed": seed},
     }  # fmt: skip
     table = config.merge(given, config.parse_assignments(options.set))

@@ -29,7 +29,7 @@ from skysense_core.data.batch import Batch
 from skysense_core.data.loader import training_loader
 from skysense_core.data.views import ViewChips, ViewConfig
 from skysense_core.modalities import Modality
-from skysense_core.model.maps import maps_of
+from skysense_core.model.maps import maps_of_views
 from skysense_core.model.presets import ModelSpec
 from skysense_core.model.selfsupervised import MethodConfig, SelfSupervised
 from skysense_core.model.skysense import SkySense
@@ -88,6 +88,11 @@ def rows_of_heads(learning: SelfSupervised, batch: Batch) -> dict[str, Tensor]:
     return found
 
 
+def answered(head: torch.nn.Module, rows: Tensor) -> Tensor:
+    unit, directions = head(rows)
+    return unit @ directions.mT
+
+
 def bare_step(
     learning: SelfSupervised, batch: Batch, rows: dict[str, Tensor], device: torch.device, precision: str
 ) -> None:
@@ -98,14 +103,13 @@ def bare_step(
 
     where = (batch.lonlat, batch.located)
     with runtime.autocast(device, precision):
-        loss = torch.stack([total(maps_of(learning.student, images, *where)) for images in batch.epochs]).sum()
+        loss = torch.stack([total(maps) for maps in maps_of_views(learning.student, batch.epochs, *where)]).sum()
         for key, noisy in rows.items():
-            loss = loss + learning.heads[key](noisy.requires_grad_()).float().mean()
+            loss = loss + answered(learning.heads[key], noisy.requires_grad_()).mean()
         with torch.no_grad():
-            for images in batch.epochs[: VIEWS.global_views]:
-                maps_of(learning.teacher, images, *where)
+            maps_of_views(learning.teacher, batch.epochs[: VIEWS.global_views], *where)
             for key, noisy in rows.items():
-                learning.teacher_heads[key](noisy)
+                answered(learning.teacher_heads[key], noisy)
     loss.backward()
     learning.zero_grad(set_to_none=True)
 

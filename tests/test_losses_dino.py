@@ -5,16 +5,23 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
+from skysense_core.losses import dino
 from skysense_core.losses.dino import Answers, cross_entropy, mgcl, moved_centre
 
 
 def answers(n: int = 6, k: int = 5, seed: int = 0) -> Answers:
     torch.manual_seed(seed)
     return Answers(
-        student=torch.randn(n, k), teacher=torch.randn(n, k), weight=torch.ones(n), centre=0.1 * torch.randn(k)
+        student=torch.randn(n, k),
+        teacher=torch.randn(n, k),
+        student_directions=torch.eye(k),
+        teacher_directions=torch.eye(k),
+        weight=torch.ones(n),
+        centre=0.1 * torch.randn(k),
     )
 
 
@@ -115,3 +122,32 @@ def test_a_centre_that_has_arrived_cancels_what_the_teacher_always_says() -> Non
         some = replace(some, centre=moved_centre(some, 0.9))
     uniform = replace(some, student=torch.zeros(6, 5))
     assert float(cross_entropy(uniform)) == pytest.approx(np.log(5), abs=1e-4)
+
+
+def test_loss_and_gradients_are_those_of_torch_for_any_number_of_rows_at_a_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    torch.manual_seed(0)
+    n, d, k = 7, 3, 5
+    some = Answers(
+        student=torch.randn(n, d, requires_grad=True),
+        teacher=torch.randn(n, d),
+        student_directions=torch.randn(k, d, requires_grad=True),
+        teacher_directions=torch.randn(k, d),
+        weight=torch.rand(n),
+        centre=torch.randn(k),
+    )
+    leaves = (some.student, some.student_directions)
+    wanted = torch.softmax((some.teacher @ some.teacher_directions.T - some.centre) / 0.04, dim=-1)
+    said = some.student @ some.student_directions.T / 0.1
+    plain = F.cross_entropy(said, wanted, reduction="none") @ some.weight / some.weight.sum()
+    expected = torch.autograd.grad(3 * plain, leaves)
+    for at_once in (1, 2 * k, 100 * k):
+        monkeypatch.setitem(dino.AT_ONCE, "cpu", at_once)
+        found = cross_entropy(some)
+        torch.testing.assert_close(found, plain)
+        torch.testing.assert_close(torch.autograd.grad(3 * found, leaves), expected)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            assert torch.equal(cross_entropy(some), found)
+    frozen = cross_entropy(replace(some, student_directions=some.student_directions.detach()))
+    torch.testing.assert_close(torch.autograd.grad(3 * frozen, some.student)[0], expected[0])

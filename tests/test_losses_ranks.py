@@ -29,16 +29,24 @@ def outcome(rows: slice) -> dict[str, torch.Tensor]:
     )
     student = torch.randn(6, 5, requires_grad=True)
     teacher, weight = torch.randn(6, 5), torch.tensor([1.0, 0, 0, 1, 1, 1])
-    answers = Answers(student=student[rows], teacher=teacher[rows], weight=weight[rows], centre=torch.ones(5))
+    directions = torch.randn(4, 5, requires_grad=True)
+    answers = Answers(
+        student=student[rows],
+        teacher=teacher[rows],
+        student_directions=directions,
+        teacher_directions=torch.randn(4, 5),
+        weight=weight[rows],
+        centre=torch.ones(4),
+    )
     contrast = cross_entropy(answers)
     (alignment + contrast).backward()
 
     prototypes = Prototypes(PrototypeSpec(rows=2, columns=4, count=4), 3)
     x, seen = torch.randn(6, 3, 2, 2), torch.rand(6, 2, 2) > 0.2
     prototypes.learn(x[rows], seen[rows], PLACES[rows], torch.ones(6, dtype=torch.bool)[rows], momentum=0.5)
-    found = {name: tensor.grad for name, tensor in (("hr", hr), ("s2", s2), ("t", temperature), ("student", student))}
+    leaves = {"hr": hr, "s2": s2, "t": temperature, "student": student, "directions": directions}
     return {
-        **found,
+        **{name: leaf.grad for name, leaf in leaves.items()},
         "alignment": alignment.detach(),
         "contrast": contrast.detach(),
         "centre": moved_centre(answers),

@@ -1,6 +1,7 @@
 """Student, teacher and heads: what keeps short trainings from collapse, and the numbers in which collapse shows."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from skysense_core.losses.dino import Answers, moved_centre
 from skysense_core.modalities import load
 from skysense_core.model import monitors
 from skysense_core.model.heads import AnswerHead
+from skysense_core.model.maps import maps_of, maps_of_views
 from skysense_core.model.presets import PRESETS, ModelSpec, PrototypeSpec
 from skysense_core.model.prototypes import Prototypes
 from skysense_core.model.selfsupervised import MethodConfig, SelfSupervised
@@ -57,10 +59,10 @@ def test_what_all_features_have_in_common_and_their_scale_do_not_reach_the_answe
     head = AnswerHead(6, hidden=16, bottleneck=8, answers=12)
     x, weight = torch.randn(40, 6), torch.ones(40)
     head.observe(x, weight)
-    before = head(x)
+    before, _ = head(x)
     shifted = 7 * x + torch.arange(6) * 10
     head.observe(shifted, weight)
-    assert torch.allclose(head(shifted), before, atol=1e-3)
+    assert torch.allclose(head(shifted)[0], before, atol=1e-3)
 
 
 def test_a_channel_in_which_nothing_differs_stays_small() -> None:
@@ -81,7 +83,7 @@ def test_moments_of_heads_are_those_of_what_counts_and_stay_without_it() -> None
     head.observe(x + 100, torch.zeros(10))
     assert torch.allclose(head.mean, x[:6].mean(0), atol=1e-6)
     head.observe(torch.ones(10, 3), weight)
-    assert torch.isfinite(head(torch.ones(10, 3))).all()
+    assert torch.isfinite(head(torch.ones(10, 3))[0]).all()
 
 
 def test_two_views_of_one_place_are_not_scaled_up_to_noise() -> None:
@@ -90,6 +92,21 @@ def test_two_views_of_one_place_are_not_scaled_up_to_noise() -> None:
     views = torch.cat([place, place + 1e-4 * torch.randn(1, 6)])
     head.observe(views, torch.ones(2))
     assert ((views - head.mean) / head.scale).abs().max() < 0.01
+
+
+# Views
+
+
+def test_views_of_one_size_give_the_same_maps_together_as_each_alone() -> None:
+    one, given = learning(), views(2)
+    small = given["views"][0]["s2"]
+    small = replace(small, pixels=small.pixels[..., :4, :4], valid=small.valid[..., :4, :4])
+    some, where = [*given["views"], {"s2": small}], (given["lonlat"], given["located"])
+    together = maps_of_views(one.student, some, *where)
+    for images, maps in zip(some, together, strict=True):
+        for name, alone in maps_of(one.student, images, *where).items():
+            torch.testing.assert_close(maps[name].tensor, alone.tensor, rtol=1e-4, atol=1e-4)
+            assert torch.equal(maps[name].seen, alone.seen)
 
 
 # Precision
@@ -112,18 +129,19 @@ def test_under_autocast_only_encoders_and_layers_of_heads_are_in_bfloat16() -> N
     assert all(math.isfinite(value) for value in looked.values())
 
 
-def test_moments_and_answers_are_in_float32_under_autocast() -> None:
+def test_moments_and_unit_vectors_are_in_float32_under_autocast() -> None:
     torch.manual_seed(0)
     x, weight = 100 + torch.randn(64, 6), torch.rand(64)
     alone, mixed = (AnswerHead(6, hidden=16, bottleneck=8, answers=12) for _ in range(2))
     alone.observe(x, weight)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         mixed.observe(x, weight)
-        said = mixed(x)
+        said, directions = mixed(x)
     assert torch.equal(mixed.mean, alone.mean)
     assert torch.equal(mixed.scale, alone.scale)
-    assert said.dtype == torch.float32
-    assert not torch.equal(said, said.bfloat16().float())  # not rounded on its way either
+    for unit in (said, directions):
+        assert unit.dtype == torch.float32
+        assert torch.allclose(unit.norm(dim=-1), torch.ones(len(unit)), atol=1e-6)
 
 
 # Schedules of short runs
@@ -153,8 +171,15 @@ def test_the_first_batch_sets_the_centres() -> None:
     assert one.running_momentum() == 0.5
     one.step.fill_(50)
     assert one.running_momentum() == 0.9
-    told = Answers(student=torch.zeros(4, 3), teacher=torch.randn(4, 3), weight=torch.ones(4), centre=torch.ones(3))
-    assert torch.allclose(moved_centre(told, 0.0), told.teacher.mean(0), atol=1e-6)
+    told = Answers(
+        student=torch.zeros(4, 2),
+        teacher=torch.randn(4, 2),
+        student_directions=torch.zeros(3, 2),
+        teacher_directions=torch.randn(3, 2),
+        weight=torch.ones(4),
+        centre=torch.ones(3),
+    )
+    assert torch.allclose(moved_centre(told, 0.0), (told.teacher @ told.teacher_directions.T).mean(0), atol=1e-6)
 
 
 @pytest.mark.slow

@@ -90,6 +90,16 @@ def _stacked(targets: Sequence[Num[np.ndarray, "..."]]) -> Num[np.ndarray, "b ..
     return rows
 
 
+def joined(series: Sequence[Series]) -> Series:
+    """Series of one shape as one batch, one after the other."""
+    return Series(
+        pixels=torch.cat([one.pixels for one in series]),
+        valid=torch.cat([one.valid for one in series]),
+        day_of_year=torch.cat([one.day_of_year for one in series]),
+        dated=torch.cat([one.dated for one in series]),
+    )
+
+
 def _series(rasters: Sequence[Raster | None]) -> Series:
     shapes = {raster.pixels.shape[1:] for raster in rasters if raster is not None}
     if len(shapes) != 1:

@@ -46,9 +46,13 @@ def mean(values: Float[Tensor, "n"], weight: Float[Tensor, "n"]) -> Float[Tensor
 
     Processes may hold different numbers of values; where nothing has a weight, the mean is 0 and has a gradient of 0.
     """
+    return (torch.where(weight > 0, values, 0.0) * shares(weight)).sum()
+
+
+def shares(weight: Float[Tensor, "n"]) -> Float[Tensor, "n"]:
+    """What each value of this process adds to its part of that mean; zeros where nothing has a weight."""
     total = summed(weight.sum())
-    used = torch.where(weight > 0, values, 0.0)
-    return (used * weight).sum() * world() / torch.where(total > 0, total, 1.0)
+    return weight * world() / torch.where(total > 0, total, 1.0)
 
 
 @in_float32

@@ -6,6 +6,7 @@ student's n = h w cells, row by row, the number of the teacher's cell, -1 for no
 other.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -43,6 +44,11 @@ class _Cells:
     teacher: Float[Tensor, "b t n d"]
     seen: Bool[Tensor, "b t n"]
     """Whether both views have seen the place."""
+
+
+def stacked(maps: Sequence[Seen]) -> Seen:
+    """Maps of one size as one batch, one after the other."""
+    return Seen(tensor=torch.cat([map.tensor for map in maps]), seen=torch.cat([map.seen for map in maps]))
 
 
 def partners(here: Int[Tensor, "b h w"], there: Int[Tensor, "b h2 w2"]) -> Int[Tensor, "b n"]:

@@ -8,13 +8,12 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from skysense_core.losses.collectives import moments
-from skysense_core.losses.precision import in_float32
 
 LEAST = 0.1
 
 
 class AnswerHead(nn.Module):
-    """Features to answers: three linear layers to a narrow unit vector, then its cosine to each of many directions.
+    """Features to answers: three linear layers to a narrow unit vector, whose cosines to many directions are answers.
 
     As in DINO: exact GELU between the layers, directions of unit length. What enters is freed of its mean over the
     batch and brought to unit scale [A]: our features end in no norm, and what all places have in common would drown
@@ -36,8 +35,10 @@ class AnswerHead(nn.Module):
             nn.init.xavier_uniform_(layer.weight)  # type: ignore[arg-type]
             nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
 
-    def forward(self, x: Float[Tensor, "n d"], *, freeze_last: bool = False) -> Float[Tensor, "n k"]:
-        """Answers within -1..1, in float32; the layers before them follow autocast.
+    def forward(
+        self, x: Float[Tensor, "n d"], *, freeze_last: bool = False
+    ) -> tuple[Float[Tensor, "n c"], Float[Tensor, "k c"]]:
+        """Unit vectors and directions, in float32; the layers before them follow autocast.
 
         With `freeze_last` the directions take no gradient.
         """
@@ -46,7 +47,7 @@ class AnswerHead(nn.Module):
         for layer in layers:
             x = F.gelu(layer(x))
         directions = self.directions.detach() if freeze_last else self.directions
-        return _cosines(last(x).float(), directions)
+        return F.normalize(last(x).float(), dim=-1, eps=1e-6), F.normalize(directions, dim=-1)
 
     @torch.no_grad()
     def observe(self, x: Float[Tensor, "n d"], weight: Float[Tensor, "n"]) -> None:
@@ -61,8 +62,3 @@ class AnswerHead(nn.Module):
         spread, offset = std.square().mean(), mean.square().mean()
         scale = torch.maximum(spread, LEAST**2 * (spread + offset)).sqrt().clamp(min=1e-6)
         self.scale.copy_(torch.where(count > 0, scale, self.scale))
-
-
-@in_float32
-def _cosines(x: Float[Tensor, "n d"], directions: Float[Tensor, "k d"]) -> Float[Tensor, "n k"]:
-    return F.linear(F.normalize(x, dim=-1, eps=1e-6), F.normalize(directions, dim=-1))

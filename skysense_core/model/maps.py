@@ -1,12 +1,12 @@
 """The maps of a model that are contrasted and probed: those of each modality and the fused one, where all meet."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from skysense_core.data.batch import Series
+from skysense_core.data.batch import Series, joined
 from skysense_core.losses.grains import Seen
 from skysense_core.model.skysense import SkySense
 
@@ -31,3 +31,21 @@ def maps_of(
     maps = {name: Seen(tensor=map.tensor, seen=features.present[name]) for name, map in features.aligned.items()}
     anything = torch.stack([present.any(1) for present in features.present.values()]).any(0)[:, None]
     return maps | {FUSED: Seen(tensor=features.fused.tensor, seen=anything)}
+
+
+def maps_of_views(
+    model: SkySense, views: Sequence[Mapping[str, Series]], lonlat: Float[Tensor, "b 2"], located: Bool[Tensor, "b"]
+) -> list[dict[str, Seen]]:
+    """The maps of each view of the same samples. Views of one size go through the model as one batch."""
+    alike: dict[tuple[tuple[str, torch.Size], ...], list[int]] = {}
+    for number, images in enumerate(views):
+        shapes = tuple((name, series.pixels.shape) for name, series in sorted(images.items()))
+        alike.setdefault(shapes, []).append(number)
+    found: dict[int, dict[str, Seen]] = {}
+    for numbers in alike.values():
+        together = {name: joined([views[number][name] for number in numbers]) for name in views[numbers[0]]}
+        maps = maps_of(model, together, lonlat.repeat(len(numbers), 1), located.repeat(len(numbers)))
+        for number, part in zip(numbers, range(0, len(numbers) * len(lonlat), len(lonlat)), strict=True):
+            rows = slice(part, part + len(lonlat))
+            found[number] = {name: Seen(tensor=one.tensor[rows], seen=one.seen[rows]) for name, one in maps.items()}
+    return [found[number] for number in range(len(views))]

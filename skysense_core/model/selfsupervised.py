@@ -11,6 +11,7 @@ import copy
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from typing import Annotated, Literal, TypeAlias
 
 import torch
@@ -22,10 +23,11 @@ from torch import Tensor, nn
 from skysense_core.data.batch import Series
 from skysense_core.losses.alignment import align
 from skysense_core.losses.dino import Answers, mgcl, moved_centre
-from skysense_core.losses.grains import Pairs, Seen, image_pairs, object_pairs, partners, pixel_pairs, pooled
+from skysense_core.losses.grains import Pairs, Seen, image_pairs, object_pairs, partners, pixel_pairs, pooled, stacked
+from skysense_core.losses.precision import in_float32
 from skysense_core.model import monitors
 from skysense_core.model.heads import AnswerHead
-from skysense_core.model.maps import FUSED, maps_of
+from skysense_core.model.maps import FUSED, maps_of, maps_of_views
 from skysense_core.model.skysense import SkySense
 from skysense_core.model.teacher import follow
 
@@ -132,8 +134,10 @@ class SelfSupervised(nn.Module):
 
         In training, centres and prototypes move on after they were used.
         """
-        seen = [maps_of(self.student, images, lonlat, located) for images in views]
-        answers = self._answers(seen, views, places, lonlat, located, global_views)
+        seen = maps_of_views(self.student, views, lonlat, located)
+        with torch.no_grad():
+            known = maps_of_views(self.teacher, views[:global_views], lonlat, located)
+        answers = self._answers(seen, known, places)
         named = mgcl(
             answers,
             student_temperature=self.config.student_temperature,
@@ -187,7 +191,8 @@ class SelfSupervised(nn.Module):
             found |= {f"{name}.{what}": value for what, value in monitors.spread(rows).items()}
             key = f"{name}_image"
             if key in self.teacher_heads:
-                said = self.teacher_heads[key](rows) - self.centres[list(self.heads).index(key)]
+                unit, directions = self.teacher_heads[key](rows)
+                said = in_float32(torch.mm)(unit, directions.mT) - self.centres[list(self.heads).index(key)]
                 told = monitors.answers(said / self.teacher_temperature())
                 found |= {f"{name}.{what}": value for what, value in told.items()}
         if self.teacher.prototypes is not None:
@@ -200,24 +205,23 @@ class SelfSupervised(nn.Module):
     def _answers(
         self,
         seen: Sequence[Mapping[str, Seen]],
-        views: Sequence[Mapping[str, Series]],
+        known: Sequence[Mapping[str, Seen]],
         places: Sequence[Int[Tensor, "b _ _"]],
-        lonlat: Float[Tensor, "b 2"],
-        located: Bool[Tensor, "b"],
-        global_views: int,
     ) -> dict[str, dict[str, Answers]]:
         """What both say of every thing that a view of the student shares with another view of the teacher."""
+        alike: dict[torch.Size, list[tuple[int, int]]] = {}  # which two views, by the size of the student's
+        for other, number in product(range(len(seen)), range(len(known))):
+            if other != number:
+                alike.setdefault(places[other].shape, []).append((other, number))
         pairs: dict[str, list[Pairs]] = {key: [] for key in self.heads}
-        for number in range(global_views):
-            with torch.no_grad():
-                known = maps_of(self.teacher, views[number], lonlat, located)
-            for other, maps in enumerate(seen):
-                if other == number:
-                    continue
-                partner = partners(places[other], places[number])
-                for name in maps:
-                    for level in self.config.levels:
-                        pairs[f"{name}_{level}"].append(self._pairs(level, maps[name], known[name], partner))
+        for both in alike.values():
+            others, numbers = zip(*both, strict=True)
+            partner = partners(torch.cat([places[n] for n in others]), torch.cat([places[n] for n in numbers]))
+            for name in seen[0]:
+                student = stacked([seen[number][name] for number in others])
+                teacher = stacked([known[number][name] for number in numbers])
+                for level in self.config.levels:
+                    pairs[f"{name}_{level}"].append(self._pairs(level, student, teacher, partner))
         found: dict[str, dict[str, Answers]] = {}
         for index, (key, parts) in enumerate(pairs.items()):
             if parts:
@@ -244,10 +248,13 @@ class SelfSupervised(nn.Module):
                 assert isinstance(head, AnswerHead)
                 head.observe(teacher, weight[used])
         with torch.no_grad():
-            wanted = self.teacher_heads[key](teacher)
+            wanted, teacher_directions = self.teacher_heads[key](teacher)
+        said, directions = self.heads[key](student, freeze_last=freeze_last)
         return Answers(
-            student=self.heads[key](student, freeze_last=freeze_last),
+            student=said,
             teacher=wanted,
+            student_directions=directions,
+            teacher_directions=teacher_directions,
             weight=weight[used],
             centre=self.centres[index].clone(),
         )
