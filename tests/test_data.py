@@ -2,7 +2,7 @@
 
 import itertools
 import pickle
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -186,6 +186,68 @@ def test_a_series_without_a_valid_pixel_keeps_one_date() -> None:
     sample = sample_of((4, 4), dates=3, hr=False)
     sample.epochs[0]["s2"].valid[:] = False
     assert len(transforms.subsample_dates(sample, {"s2": 2}, np.random.default_rng(0)).epochs[0]["s2"].days) == 1
+
+
+@pytest.mark.parametrize("side", [192, 256, 320])
+def test_a_zoomed_sample_shows_the_same_ground(side: int) -> None:
+    sample = sample_of((8, 8))
+    zoomed = transforms.zoom(sample, "hr", side)
+    for name, raster in zoomed.epochs[0].items():
+        assert raster.geobox is not None
+        assert raster.geobox.extent.geom.equals_exact(sample.epochs[0][name].geobox.extent.geom, 1e-6)
+        inner = replace(raster, pixels=raster.pixels[..., 2:-2, 2:-2], valid=raster.valid[..., 2:-2, 2:-2])
+        expected = coordinates(raster.geobox).pixels[..., 2:-2, 2:-2]
+        np.testing.assert_allclose(inner.pixels, np.repeat(expected, len(inner.pixels), 0), atol=1e-6)
+    assert zoomed.label is not None
+    at = ((np.arange(side) + 0.5) * 256 / side).astype(int)
+    np.testing.assert_array_equal(zoomed.label.codes, sample.label.codes[at][:, at])
+
+
+def test_zooming_makes_nothing_valid_out_of_invalid_pixels() -> None:
+    sample = sample_of((8, 8), hr=False)
+    raster = sample.epochs[0]["s2"]
+    valid = raster.valid.copy()
+    valid[:, 3, 4] = False
+    junk = np.where(valid[:, None], raster.pixels, np.nan)
+    zoomed = transforms.zoom(replace(sample, epochs=({"s2": replace(raster, pixels=junk, valid=valid)},)), "s2", 20)
+    found = zoomed.epochs[0]["s2"]
+    assert 0 < (~found.valid).sum() < found.valid.size / 4
+    assert np.isfinite(found.pixels[np.repeat(found.valid[:, None], 2, 1)]).all()
+
+
+def test_random_zoom_gives_windows_of_one_size_with_pixels_of_many() -> None:
+    rng, sizes = np.random.default_rng(0), []
+    for _ in range(20):
+        found = transforms.random_zoom(sample_of((16, 16), hr=False), "s2", 8, 1.5, rng).epochs[0]["s2"]
+        assert found.pixels.shape[-2:] == (8, 8)
+        assert found.geobox is not None
+        sizes.append(found.geobox.resolution.x)
+    assert 10 / 1.5 - 1 < min(sizes) < 9
+    assert 11 < max(sizes) <= 15
+
+
+def test_colour_changes_every_band_on_its_own_and_haze_pulls_all_towards_one_brightness() -> None:
+    s2 = S2.with_bands(("B02", "B08"))
+    mean, std = (values[:, None, None] for values in (s2.mean, s2.std))
+    sample = sample_of((4, 4), dates=3, hr=False)
+    z = np.random.default_rng(0).normal(size=(3, 2, 4, 4))
+    sample = replace(sample, epochs=({"s2": replace(sample.epochs[0]["s2"], pixels=z * std + mean)},))
+
+    def lines(change: Callable[..., Sample], strength: float) -> np.ndarray:
+        """Gain and bias of every date and band."""
+        changed = change(sample, {"s2": s2}, strength, np.random.default_rng(1)).epochs[0]["s2"].pixels
+        after = (changed - mean) / std
+        return np.array([[np.polyfit(z[t, c].ravel(), after[t, c].ravel(), 1) for c in range(2)] for t in range(3)])
+
+    gain = lines(transforms.random_colour, 0.2)[..., 0]
+    assert (np.abs(gain - 1) <= 0.2).all()
+    assert len(set(gain.ravel().round(4))) == 6
+    gain, bias = np.moveaxis(lines(transforms.random_haze, 0.6), -1, 0)
+    assert gain.min() >= 0.4
+    assert gain.max() <= 1
+    assert np.allclose(gain[:, 0], gain[:, 1], atol=1e-4), "a veil is of no colour"
+    assert len(set(gain[:, 0].round(4))) == 3
+    assert np.allclose(bias, transforms.VEIL * (1 - gain), atol=1e-3)
 
 
 def test_contrast_is_one_affine_map_per_image_in_normalised_units() -> None:

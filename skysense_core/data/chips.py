@@ -2,10 +2,11 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import TypeAlias
+from typing import Annotated, TypeAlias
 
 import numpy as np
 from jaxtyping import Bool
+from pydantic import Field
 from torch.utils.data import Dataset
 
 from skysense_core import runtime
@@ -18,6 +19,8 @@ from skysense_core.types import Label, Sample, Split
 Encode: TypeAlias = Callable[[Label, tuple[int, int]], np.ndarray]
 """A task's `encode`: the label and the (rows, columns) of the reference raster become a target."""
 
+Share: TypeAlias = Annotated[float, Field(ge=0, le=1)]
+
 KEEP = 2**29
 """Bytes of samples kept in memory, in each process that reads."""
 
@@ -28,8 +31,14 @@ class Augment:
 
     turns: bool = True
     """Random flips and quarter turns."""
-    contrast: float = 0.0
+    contrast: Share = 0.0
     """Random gain and bias of every image, in normalised units; 0.1 is a mild choice."""
+    colour: Share = 0.0
+    """The same for every band on its own, as season, sensor and light change colours."""
+    haze: Share = 0.0
+    """Largest share of an image's light that becomes an even veil."""
+    scale: Annotated[float, Field(ge=1, le=4)] = 1.0
+    """Ground is shown up to so many times larger or smaller; 1.25 is a mild choice."""
 
 
 def window_of(modalities: Mapping[str, Modality], split: Split, *, whole: bool = False) -> int:
@@ -82,13 +91,22 @@ class TrainingChips(Dataset[tuple[Sample, np.ndarray]]):
     def __getitem__(self, key: tuple[int, int]) -> tuple[Sample, np.ndarray]:
         index, draw = key
         rng = runtime.generator(self.seed, draw)
-        sample = transforms.random_crop(self.split[index], finest(self.modalities), self.window, rng)
+        sample, reference, augment = self.split[index], finest(self.modalities), self.augment
+        if augment.scale > 1:
+            sample = transforms.random_zoom(sample, reference, self.window, augment.scale, rng)
+        else:
+            sample = transforms.random_crop(sample, reference, self.window, rng)
         sample = transforms.subsample_dates(sample, _most_dates(self.modalities), rng)
-        if self.augment.turns:
+        if augment.turns:
             sample = transforms.random_turn(sample, rng)
-        if self.augment.contrast:
-            sample = transforms.random_contrast(sample, self.modalities, self.augment.contrast, rng)
-        unseen = _unseen(sample, finest(self.modalities))
+        for change, strength in (
+            (transforms.random_contrast, augment.contrast),
+            (transforms.random_colour, augment.colour),
+            (transforms.random_haze, augment.haze),
+        ):
+            if strength:
+                sample = change(sample, self.modalities, strength, rng)
+        unseen = _unseen(sample, reference)
         return sample, self.encode(labels.hidden(_label(sample), unseen), (self.window, self.window))
 
 

@@ -11,12 +11,15 @@ from typing import Any
 
 import numpy as np
 from affine import Affine
-from jaxtyping import Shaped
+from jaxtyping import Float, Int, Shaped
 from odc.geo.geobox import GeoBox
 
 from skysense_core.data import labels
 from skysense_core.modalities import Modality
 from skysense_core.types import Raster, Sample
+
+VEIL = 2.0
+"""How bright haze is: standard deviations above a band's mean."""
 
 
 def size(sample: Sample, reference: str) -> tuple[int, int]:
@@ -74,6 +77,48 @@ def random_crop(sample: Sample, reference: str, window: int, rng: np.random.Gene
     step = stride(sample, reference)
     row, col = (step * int(rng.integers(max(side - window, 0) // step + 1)) for side in size(sample, reference))
     return crop(sample, reference, row=row, col=col, height=window, width=window)
+
+
+def zoom(sample: Sample, reference: str, side: int) -> Sample:
+    """A square sample with `side` reference pixels on the same ground; every raster and the label follow.
+
+    Pixels are interpolated linearly, and valid where all that they are made of is; the label takes the nearest. `side`
+    is a multiple of `stride`; ValueError otherwise.
+    """
+    full = size(sample, reference)
+    if full[0] != full[1]:
+        raise ValueError(f"a sample of {full[0]} x {full[1]} pixels is not square")
+
+    def zoomed(raster: Raster) -> Raster:
+        (own, _) = raster.pixels.shape[-2:]
+        (new, _) = _scaled((side, side), (own, own), full)
+        low, high, share = _between(own, new)
+        pixels, valid = raster.pixels.astype(np.result_type(raster.pixels, np.float32)), raster.valid
+        pixels = pixels[..., low, :] * (1 - share[:, None]) + pixels[..., high, :] * share[:, None]
+        pixels = pixels[..., low] * (1 - share) + pixels[..., high] * share
+        valid = valid[..., low, :] & valid[..., high, :]
+        grid = None if raster.geobox is None else _moved(raster.geobox, Affine.scale(own / new), (new, new))
+        return replace(raster, pixels=pixels, valid=valid[..., low] & valid[..., high], geobox=grid)
+
+    nearest = ((np.arange(side) + 0.5) * full[0] / side).astype(np.int64)
+
+    def zoomed_map(array: Shaped[np.ndarray, "*n h w"], _: object) -> Shaped[np.ndarray, "*n h2 w2"]:
+        return array[..., nearest, :][..., nearest]
+
+    label = sample.label
+    if label is not None:
+        label = labels.moved(label, zoomed_map, Affine.scale(full[0] / side), (side, side))
+    return replace(_each_raster(sample, zoomed), label=label)
+
+
+def random_zoom(sample: Sample, reference: str, window: int, most: float, rng: np.random.Generator) -> Sample:
+    """A random square as `random_crop` takes it, but up to `most` times larger or smaller, brought to `window` pixels.
+
+    Roofs, trees and fields come in many sizes; so do the pixels of a scene whose size is misstated.
+    """
+    step = stride(sample, reference)
+    side = max(round(window * most ** rng.uniform(-1, 1) / step), 1) * step
+    return zoom(random_crop(sample, reference, side, rng), reference, window)
 
 
 def turn(sample: Sample, *, transpose: bool, flip_rows: bool, flip_cols: bool) -> Sample:
@@ -142,10 +187,47 @@ def random_contrast(
     A normalised pixel z becomes gain z + bias, whatever the modality's unit; pixels become float32.
     """
 
+    def changed(z: Float[np.ndarray, "t c h w"]) -> Float[np.ndarray, "t c h w"]:
+        change, bias = strength * rng.uniform(-1, 1, (2, len(z), 1, 1, 1))
+        return z * (1 + change) + bias
+
+    return _each_normalised(sample, modalities, changed)
+
+
+def random_colour(
+    sample: Sample, modalities: Mapping[str, Modality], strength: float, rng: np.random.Generator
+) -> Sample:
+    """As `random_contrast`, but every band on its own: what season, sensor and light do to colours."""
+
+    def changed(z: Float[np.ndarray, "t c h w"]) -> Float[np.ndarray, "t c h w"]:
+        change, bias = strength * rng.uniform(-1, 1, (2, *z.shape[:2], 1, 1))
+        return z * (1 + change) + bias
+
+    return _each_normalised(sample, modalities, changed)
+
+
+def random_haze(sample: Sample, modalities: Mapping[str, Modality], most: float, rng: np.random.Generator) -> Sample:
+    """Every image behind haze: up to the share `most` of its light becomes that of a bright, even veil."""
+
+    def changed(z: Float[np.ndarray, "t c h w"]) -> Float[np.ndarray, "t c h w"]:
+        share = most * rng.random((len(z), 1, 1, 1))
+        return (1 - share) * z + share * VEIL
+
+    return _each_normalised(sample, modalities, changed)
+
+
+def _each_normalised(
+    sample: Sample,
+    modalities: Mapping[str, Modality],
+    change: Callable[[Float[np.ndarray, "t c h w"]], Float[np.ndarray, "t c h w"]],
+) -> Sample:
+    """With every raster's pixels changed in normalised units; they become float32."""
+
     def changed(name: str, raster: Raster) -> Raster:
-        mean, std = (values[:, None, None] for values in (modalities[name].mean, modalities[name].std))
-        change, bias = strength * rng.uniform(-1, 1, (2, len(raster.days), 1, 1, 1))
-        pixels = (raster.pixels - mean) * (1 + change) + mean + bias * std
+        mean, std = (
+            values[:, None, None].astype(np.float32) for values in (modalities[name].mean, modalities[name].std)
+        )
+        pixels = change((raster.pixels - mean) / std) * std + mean
         return replace(raster, pixels=pixels.astype(np.float32))
 
     epochs = tuple({name: changed(name, raster) for name, raster in epoch.items()} for epoch in sample.epochs)
@@ -162,6 +244,13 @@ def _scaled(lengths: tuple[int, int], own: tuple[int, ...], full: tuple[int, int
     if any(rest for _, rest in parts):
         raise ValueError(f"{lengths} reference pixels of {full} are no whole pixels of a raster of {own}")
     return parts[0][0], parts[1][0]
+
+
+def _between(own: int, new: int) -> tuple[Int[np.ndarray, "n"], Int[np.ndarray, "n"], Float[np.ndarray, "n"]]:
+    """For each of `new` pixels on the ground of `own`: the two that it lies between, and the share of the second."""
+    at = np.clip((np.arange(new) + 0.5) * own / new - 0.5, 0, own - 1)
+    low = np.minimum(at.astype(np.int64), max(own - 2, 0))
+    return low, np.minimum(low + 1, own - 1), (at - low).astype(np.float32)
 
 
 def _window(
