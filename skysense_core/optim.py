@@ -85,6 +85,7 @@ def build_optimizer(
         scale = layer_decay ** (top - key[0])
         group = groups.setdefault(key, {"params": [], "scale": scale, "decays": key[1]})
         group["params"].append(parameter)
-    optimizer = torch.optim.AdamW(list(groups.values()), lr=config.lr, betas=config.betas)
+    fused = any(parameter.is_cuda for group in groups.values() for parameter in group["params"])
+    optimizer = torch.optim.AdamW(list(groups.values()), lr=config.lr, betas=config.betas, fused=fused)
     set_rates(optimizer, config.lr, config.weight_decay)
     return optimizer

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from skysense_core import config, modalities
 from skysense_core.data.batch import Series
 from skysense_core.errors import SkysenseError, UsageError
+from skysense_core.model import fusion
 from skysense_core.model.decoders import Fcn, FeaturePyramid, UperNet
 from skysense_core.model.presets import PRESETS, FusionSpec, ModelSpec, PrototypeSpec, SwinSpec, VitSpec, preset
 from skysense_core.model.prototypes import Prototypes
@@ -276,7 +277,7 @@ def test_hr_cell_needs_half_of_its_pixels() -> None:
 def test_large_grids_are_fused_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     model, images = build(), triple()
     whole = fused(model(images))
-    monkeypatch.setattr("skysense_core.model.fusion.CHUNK", 8 * 7 * 5)
+    monkeypatch.setitem(fusion.CHUNK, "cpu", 8 * 7 * 5)
     torch.testing.assert_close(fused(model(images)), whole, rtol=0, atol=1e-6)
 
 

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from skysense_core.model.presets import FusionSpec
 from skysense_core.model.vit import transformer
 
-CHUNK = 2**23
-"""Most numbers in the token tensor of one pass: it bounds memory on large grids and stays near the cache."""
+CHUNK = {"cpu": 2**23, "cuda": 2**27}
+"""Most numbers in the token tensor of one pass: it bounds memory on large grids, and on a CPU stays near the cache."""
 
 
 class Fusion(nn.Module):
@@ -39,7 +39,7 @@ class Fusion(nn.Module):
         exists = torch.cat([rearrange(p, "b t h w -> (b h w) t") for p in present], dim=1)
         if torch.compiler.is_exporting():  # a graph for any batch cannot know how many passes there are
             return rearrange(self.fuse(tokens, exists), "(b h w) e -> b e h w", b=b, h=h, w=w)
-        positions = max(CHUNK // (self.width * (1 + tokens.shape[1])), 1)
+        positions = max(CHUNK.get(tokens.device.type, CHUNK["cpu"]) // (self.width * (1 + tokens.shape[1])), 1)
         fused = [self.fuse(*part) for part in zip(tokens.split(positions), exists.split(positions), strict=True)]
         return rearrange(torch.cat(fused), "(b h w) e -> b e h w", b=b, h=h, w=w)
 

@@ -23,6 +23,8 @@ T = TypeVar("T")
 PATCH = 4
 WINDOW = 8
 MAX_LOGIT_SCALE = math.log(100)
+ALIGNED = 8
+"""Heads are padded with zeros to a multiple of it: the fused kernels take no others, and `huge` has heads of 44."""
 
 
 class SwinTransformer(nn.Module):
@@ -222,7 +224,10 @@ class WindowAttention(nn.Module):
         if mask is not None:
             logits = (logits + mask[:, None]).repeat(b, 1, 1, 1)
         logits = logits.to(v.dtype).expand(v.shape[0], -1, -1, -1)
-        x = F.scaled_dot_product_attention(q.to(v.dtype), F.normalize(k, dim=-1), v, attn_mask=logits, scale=1.0)
+        q, k, width = q.to(v.dtype), F.normalize(k, dim=-1).to(v.dtype), v.shape[-1]
+        if width % ALIGNED:
+            q, k, v = (F.pad(x, (0, -width % ALIGNED)) for x in (q, k, v))
+        x = F.scaled_dot_product_attention(q, k, v, attn_mask=logits, scale=1.0)[..., :width]
         return self.proj(rearrange(x, "(b m) e n c -> b m n (e c)", b=b))
 
     def position_bias(self) -> Float[Tensor, "e n n"]:
