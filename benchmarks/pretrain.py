@@ -1,24 +1,32 @@
 """Where the time of a pre-training step goes.
 
     python benchmarks/pretrain.py [--preset nano] [--modalities s2,s1] [--batch-size 4] [--steps 6]
-    python benchmarks/pretrain.py --preset huge --modalities hr,s2,s1 --batch-size 8 --checkpoint-activations
+    python benchmarks/pretrain.py --preset huge --modalities hr,s2,s1 --batch-size 8 --dates 20 --repeats 1 \\
+        --try checkpoint checkpoint,unfused checkpoint,tf32 checkpoint,compile checkpoint,compile,batch=16
 
 Samples are noise of 240 m in memory, seen in two global and four local views with all losses. Three things take turns,
 `--repeats` times: whole steps of the trainer on batches that are ready; the bare forward and backward passes they
 contain (student: all views, forward and backward; teacher: global views, forward; both with their heads); and the
-loader alone (views drawn and stacked in this process, nothing read from disk). Prints one JSON object with medians. On
-a GPU whose peak is known it includes MFU: student forward and backward and teacher forward, no recomputation counted.
-The bars on two CPU cores: a step is at most 1.25 bare ones, and the loader takes at most 5 % of a step.
+loader alone (views drawn and stacked in this process, nothing read from disk). The bars on two CPU cores: a step is at
+most 1.25 bare ones, and the loader takes at most 5 % of a step.
+
+Prints one JSON object with medians for every `--try`: words with commas between them, of `checkpoint` (activations),
+`compile` (layers), `unfused` (AdamW as on a CPU), `tf32` (for what is left in float32) and `batch=N`, or `plain`.
+`parts_ms` is one step taken apart. On a GPU whose peak is known there is MFU: student forward and backward and teacher
+forward, no recomputation counted. What does not fit into memory says so.
 """
 
 import argparse
+import gc
 import json
 import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import cycle, islice
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -40,6 +48,28 @@ from skysense_core.types import Raster, Sample
 CELLS = 24
 """Side of a sample in pixels of Sentinel-2."""
 VIEWS = ViewConfig()
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tried:
+    """One `--try`."""
+
+    name: str
+    batch_size: int
+    checkpoint: bool
+    compile: bool
+    unfused: bool
+    tf32: bool
+
+    @staticmethod
+    def of(name: str, batch_size: int) -> "Tried":
+        words = dict(word.partition("=")[::2] for word in name.split(","))
+        batch_size = int(words.pop("batch", batch_size))
+        if unknown := words.keys() - {"plain", "checkpoint", "compile", "unfused", "tf32"}:
+            raise SystemExit(f"--try {name}: {', '.join(unknown)} is no word of it")
+        flags = {word: word in words for word in ("checkpoint", "compile", "unfused", "tf32")}
+        return Tried(name=name, batch_size=batch_size, **flags)
 
 
 class Noise:
@@ -47,10 +77,14 @@ class Noise:
 
     classes, colours, notes = (), None, ()
 
-    def __init__(self, known: dict[str, Modality], count: int) -> None:
+    def __init__(self, known: dict[str, Modality], count: int, dates: int) -> None:
         rng = np.random.default_rng(0)
         self.samples = [
-            Sample(id=str(n), epochs=({name: noise(one, rng) for name, one in known.items()},), lonlat=(10.0 * n, 45.0))
+            Sample(
+                id=str(n),
+                epochs=({name: noise(one, rng, dates) for name, one in known.items()},),
+                lonlat=(10.0 * n, 45.0),
+            )
             for n in range(count)
         ]
 
@@ -61,9 +95,9 @@ class Noise:
         return self.samples[index]
 
 
-def noise(modality: Modality, rng: np.random.Generator) -> Raster:
+def noise(modality: Modality, rng: np.random.Generator, most: int) -> Raster:
     side = CELLS * (32 if modality.encoder == "swin" else 1)
-    dates = min(modality.dates, 4)
+    dates = min(modality.dates, most)
     mean, std = (values[:, None, None] for values in (modality.mean, modality.std))
     return Raster(
         pixels=(mean + std * rng.normal(size=(dates, len(modality.bands), side, side))).astype(np.float32),
@@ -126,12 +160,19 @@ def seconds(work: Iterator[None], device: torch.device) -> float:
         taken.append(time.perf_counter() - start)
 
 
+class Bench(Trainer):
+    """A trainer that keeps no state: that of `huge` is 50 GB."""
+
+    def _save(self, step: int) -> None:
+        """Nothing."""
+
+
 def whole_steps(
-    learning: SelfSupervised, batches: Sequence[Batch], given: argparse.Namespace, device: torch.device
-) -> list[dict[str, float]]:
-    """What the log says of each step after the first two, which warm up."""
+    learning: SelfSupervised, batches: Sequence[Batch], given: argparse.Namespace, tried: Tried, device: torch.device
+) -> tuple[list[dict[str, float]], dict[str, float]]:
+    """What the log says of each step after the first two, which warm up; and the milliseconds of a step's parts."""
     with tempfile.TemporaryDirectory() as folder:
-        Trainer(
+        trainer = Bench(
             Unlabelled(learning, VIEWS),
             batches=lambda start: islice(cycle(batches), start, None),
             depth=lambda _: 0,
@@ -139,13 +180,13 @@ def whole_steps(
             folder=Path(folder),
             steps=given.steps + 2,
             config=TrainConfig(
-                batch_size=given.batch_size,
+                batch_size=tried.batch_size,
                 log_every=1,
                 save_every=10**9,
                 validate_every=10**9,
                 precision=given.precision,
-                checkpoint_activations=given.checkpoint_activations,
-                compile=given.compile,
+                checkpoint_activations=tried.checkpoint,
+                compile=tried.compile,
             ),
             optim_config=PretrainOptim(),
             device=device,
@@ -154,9 +195,96 @@ def whole_steps(
             validate=dict,
             best=None,
             export=lambda *_: None,
-        ).run()
+        )
+        if tried.unfused:
+            for group in trainer.optimizer.param_groups:
+                group["fused"] = None
+        trainer.run()
         lines = [json.loads(line) for line in (Path(folder) / "metrics.jsonl").read_text().splitlines()]
-    return [line for line in lines if line["kind"] == "train"][2:]
+    return [line for line in lines if line["kind"] == "train"][2:], parts_of_step(trainer, batches[0], given.precision)
+
+
+def parts_of_step(trainer: Trainer, batch: Batch, precision: str) -> dict[str, float]:
+    """Milliseconds of each part of one step, taken one after the other; the losses take what is left of the forward."""
+    device, objective = trainer.device, trainer.objective
+    learning: SelfSupervised = objective.learning  # type: ignore[assignment]
+    where = (batch.lonlat, batch.located)
+    taken: dict[str, float] = {}
+
+    def timed(name: str, work: Callable[[], T]) -> T:
+        synchronise(device)
+        start = time.perf_counter()
+        found = work()
+        synchronise(device)
+        taken[name] = round(1000 * (time.perf_counter() - start), 1)
+        return found
+
+    def teach() -> None:
+        with torch.no_grad():
+            for images in batch.epochs[: VIEWS.global_views]:
+                maps_of(learning.teacher, images, *where)
+
+    def total() -> Tensor:
+        return torch.stack(list(objective(batch).values())).sum()
+
+    objective.train()
+    with runtime.autocast(device, precision):
+        timed("teacher", teach)
+        timed("student", lambda: [maps_of(learning.student, images, *where) for images in batch.epochs])
+        loss = timed("forward", total)
+    timed("backward", loss.backward)
+    timed("clip", lambda: torch.nn.utils.clip_grad_norm_(objective.parameters(), 3.0))
+    timed("optimizer", trainer.optimizer.step)
+    trainer.optimizer.zero_grad(set_to_none=True)
+    timed("moving averages", lambda: trainer.objective.after_step(1))
+    taken["pairs, heads, losses"] = round(taken.pop("forward") - taken["teacher"] - taken["student"], 1)
+    return taken
+
+
+def synchronise(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def measured(tried: Tried, given: argparse.Namespace, known: dict[str, Modality], device: torch.device) -> dict:
+    """The report of one variant."""
+    chips = ViewChips(Noise(known, 2 * tried.batch_size, given.dates), known, VIEWS, seed=0)
+    loader = training_loader(chips, batch_size=tried.batch_size, start=0, workers=0)
+    batches = [batch.to(device) for batch in islice(loader, 2)]
+    spec = ModelSpec(preset=given.preset, prototypes=True)
+    torch.set_float32_matmul_precision("high" if tried.tf32 else "highest")
+
+    found: dict[str, list[float]] = {"step_s": [], "bare_s": [], "loader_s": []}
+    for _ in range(given.repeats):
+        with torch.device(device):
+            learning = SelfSupervised(SkySense(spec, known), MethodConfig(), steps=10**6)
+        if not given.no_bare:
+            rows = rows_of_heads(learning, batches[0])
+            passes = (bare_step(learning, batches[n % 2], rows, device, given.precision) for n in range(given.steps))
+            found["bare_s"].append(seconds(passes, device))
+            found["loader_s"].append(seconds((None for _ in islice(loader, given.steps)), device))
+        lines, parts = whole_steps(learning, batches, given, tried, device)
+        found["step_s"].append(statistics.median(tried.batch_size / line["samples_per_s"] for line in lines))
+        del learning
+    step = statistics.median(found["step_s"])
+    report = {
+        "try": tried.name,
+        "batch_size": tried.batch_size,
+        "step_s": round(step, 4),
+        "samples_per_s": round(tried.batch_size / step, 2),
+        "memory_gib": round(lines[-1]["memory_gib"], 2),
+        "mfu": round(lines[-1]["mfu"], 4) if "mfu" in lines[-1] else "not known: no GPU of a known peak",
+        "parts_ms": parts,
+        "loss": [round(line["loss"], 3) for line in lines],
+    }
+    if not given.no_bare:
+        bare, load = statistics.median(found["bare_s"]), statistics.median(found["loader_s"])
+        report |= {
+            "bare_s": round(bare, 4),
+            "step_over_bare": round(step / bare, 3),
+            "loader_share": round(load / (load + step), 4),
+        }
+    return report
 
 
 def main() -> None:
@@ -164,44 +292,33 @@ def main() -> None:
     parser.add_argument("--preset", default="nano")
     parser.add_argument("--modalities", default="s2,s1")
     parser.add_argument("--batch-size", type=int, default=4)
+    parser.add_argument("--dates", type=int, default=4, help="at most so many of each modality")
     parser.add_argument("--steps", type=int, default=6)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--precision", default="auto")
-    parser.add_argument("--checkpoint-activations", action="store_true")
-    parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--try", dest="tries", nargs="+", default=["plain"])
+    parser.add_argument("--no-bare", action="store_true", help="leave out the bare passes and the loader")
     given = parser.parse_args()
 
     device = runtime.choose_device()
     known = {name: modalities.load(name) for name in given.modalities.split(",")}
     known |= {name: modalities.load(name, {"gsd": gsd}) for name, gsd in modalities.meeting(known).items()}
-    chips = ViewChips(Noise(known, 2 * given.batch_size), known, VIEWS, seed=0)
-    loader = training_loader(chips, batch_size=given.batch_size, start=0, workers=0)
-    batches = [batch.to(device) for batch in islice(loader, 2)]
-    spec = ModelSpec(preset=given.preset, prototypes=True)
-
-    found: dict[str, list[float]] = {"step_s": [], "bare_s": [], "loader_s": []}
-    for _ in range(given.repeats):
-        learning = SelfSupervised(SkySense(spec, known), MethodConfig(), steps=10**6).to(device)
-        rows = rows_of_heads(learning, batches[0])
-        passes = (bare_step(learning, batches[n % 2], rows, device, given.precision) for n in range(given.steps))
-        found["bare_s"].append(seconds(passes, device))
-        lines = whole_steps(learning, batches, given, device)
-        found["step_s"].append(statistics.median(given.batch_size / line["samples_per_s"] for line in lines))
-        found["loader_s"].append(seconds((None for _ in islice(loader, given.steps)), device))
-    step, bare, load = (statistics.median(values) for values in found.values())
-    report = {
+    where = {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "threads": torch.get_num_threads(),
-        **{key: value for key, value in vars(given).items() if key not in ("steps", "repeats")},
-        "step_s": round(step, 4),
-        "bare_s": round(bare, 4),
-        "step_over_bare": round(step / bare, 3),
-        "loader_share": round(load / (load + step), 4),
-        "samples_per_s": round(given.batch_size / step, 2),
-        "memory_gib": round(lines[-1]["memory_gib"], 2),
-        "mfu": round(lines[-1]["mfu"], 4) if "mfu" in lines[-1] else "not known: no GPU of a known peak",
+        "torch": torch.__version__,
+        **{key: getattr(given, key) for key in ("preset", "modalities", "dates", "precision")},
     }
-    print(json.dumps(report))
+    for tried in [Tried.of(name, given.batch_size) for name in given.tries]:
+        try:
+            report = measured(tried, given, known, device)
+        except torch.cuda.OutOfMemoryError as error:
+            report = {"try": tried.name, "batch_size": tried.batch_size, "out_of_memory": str(error).splitlines()[0]}
+        print(json.dumps({**where, **report}), flush=True)
+        if device.type == "cuda":
+            gc.collect()
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats()
 
 
 if __name__ == "__main__":
