@@ -31,6 +31,8 @@ class Augment:
 
     turns: bool = True
     """Random flips and quarter turns."""
+    swap: bool = False
+    """Half of the time before and after change places: for change of any kind, where either order means the same."""
     contrast: Share = 0.0
     """Random gain and bias of every image, in normalised units; 0.1 is a mild choice."""
     colour: Share = 0.0
@@ -84,6 +86,8 @@ class TrainingChips(Dataset[tuple[Sample, np.ndarray]]):
         self.augment = augment
         self.seed = seed
         self.window = window_of(modalities, split, whole=whole)
+        if augment.swap and len(self.split[0].epochs) < 2:
+            raise UsageError("augment.swap is for several epochs, and the samples have one", fix="Leave it out.")
 
     def __len__(self) -> int:
         return len(self.split)
@@ -99,6 +103,8 @@ class TrainingChips(Dataset[tuple[Sample, np.ndarray]]):
         sample = transforms.subsample_dates(sample, _most_dates(self.modalities), rng)
         if augment.turns:
             sample = transforms.random_turn(sample, rng)
+        if augment.swap and rng.random() < 0.5:
+            sample = transforms.swap(sample)
         for change, strength in (
             (transforms.random_contrast, augment.contrast),
             (transforms.random_colour, augment.colour),

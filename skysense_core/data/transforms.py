@@ -16,7 +16,7 @@ from odc.geo.geobox import GeoBox
 
 from skysense_core.data import labels
 from skysense_core.modalities import Modality
-from skysense_core.types import Raster, Sample
+from skysense_core.types import ClassMaps, Raster, Sample
 
 VEIL = 2.0
 """How bright haze is: standard deviations above a band's mean."""
@@ -154,6 +154,14 @@ def random_turn(sample: Sample, rng: np.random.Generator) -> Sample:
     """A random symmetry of the square: imagery from above has no up."""
     transpose, flip_rows, flip_cols = (bool(draw) for draw in rng.integers(0, 2, 3))
     return turn(sample, transpose=transpose, flip_rows=flip_rows, flip_cols=flip_cols)
+
+
+def swap(sample: Sample) -> Sample:
+    """The epochs in reverse order, and the maps of epochs with them: what has changed has changed either way."""
+    label = sample.label
+    if isinstance(label, ClassMaps):
+        label = replace(label, codes=label.codes[::-1])
+    return replace(sample, epochs=sample.epochs[::-1], label=label)
 
 
 def subsample_dates(sample: Sample, most: Mapping[str, int], rng: np.random.Generator | None = None) -> Sample:

@@ -33,6 +33,8 @@ class RasterOutput:
     cell: int | None = None
     """Pixels of the reference modality, at the model's own pixel size, that a pixel of the map is wide; None: the map
     has the scene's own pixels."""
+    epochs: int = 1
+    """Epochs of imagery that are compared: 2 are before and after."""
 
     kind: ClassVar[str] = "semantic-segmentation"
     """The word of STAC's Machine Learning Model extension."""
@@ -58,6 +60,7 @@ class ValueOutput:
     """As in `RasterOutput`."""
     classes: tuple[str, ...] = ()
     colours: tuple[str, ...] = ()
+    epochs: ClassVar[int] = 1
     channels: ClassVar[int] = 1
     kind: ClassVar[str] = "regression"
 
@@ -74,6 +77,7 @@ class ObjectOutput:
     classes: tuple[str, ...]
     colours: tuple[str, ...]
     cell: ClassVar[None] = None
+    epochs: ClassVar[int] = 1
     channels: ClassVar[int] = 0
     kind: ClassVar[str] = "object-detection"
 

@@ -23,7 +23,7 @@ from skysense_core.merge.raster import RasterMerger
 from skysense_core.metrics import ClassMapMetrics
 from skysense_core.modalities import Modality, finest
 from skysense_core.model.decoders import Fcn, FeaturePyramid, LevelPyramid, UperNet, resize
-from skysense_core.model.skysense import FeatureMap, Features, SkySense
+from skysense_core.model.skysense import FeatureMap, SkySense
 from skysense_core.tasks import RasterOutput, default_colours
 from skysense_core.types import IGNORE, Label, Split
 
@@ -104,18 +104,22 @@ class Segmentation:
 
     def build_model(self, encoder: SkySense) -> "DenseModel":
         """The encoder and a head on it."""
+        head, levels = self.build_head(encoder)
+        return DenseModel(encoder, head, fuse=self.fuses(encoder.modalities), levels=levels)
+
+    def build_head(self, encoder: SkySense, maps: int = 1) -> tuple[nn.Module, bool]:
+        """A head on so many maps of each kind side by side, and whether it takes levels or the fused map alone."""
         sizes, modality = encoder.spec.sizes, encoder.modalities[encoder.reference]
         width, classes, fuse = self.width or sizes.decoder_width, len(self.classes), self.fuses(encoder.modalities)
-        fused = sizes.fusion.width * (2 if encoder.spec.prototypes else 1)
+        fused = maps * sizes.fusion.width * (2 if encoder.spec.prototypes else 1)
         if self.head == "fcn":
-            return DenseModel(encoder, Fcn(fused, width, classes), fuse=True, levels=False)
+            return Fcn(fused, width, classes), False
         if modality.encoder == "swin":
-            channels = [*sizes.swin.widths[:3], fused if fuse else sizes.swin.widths[3]]
-            return DenseModel(encoder, UperNet(channels, width, classes), fuse=fuse, levels=True)
-        vit = sizes.own.get(modality.name, sizes.vit).width
+            *finer, coarsest = (maps * channels for channels in sizes.swin.widths)
+            return UperNet([*finer, fused if fuse else coarsest], width, classes), True
+        vit = maps * sizes.own.get(modality.name, sizes.vit).width
         pyramid = FeaturePyramid(fused, width) if fuse else LevelPyramid(vit, width)
-        head = nn.Sequential(pyramid, UperNet([width] * 4, width, classes))
-        return DenseModel(encoder, head, fuse=fuse, levels=not fuse)
+        return nn.Sequential(pyramid, UperNet([width] * 4, width, classes)), not fuse
 
     def encode(self, label: Label, shape: tuple[int, int]) -> UInt8[np.ndarray, "h w"]:
         """The label's codes. Raises SkysenseError where it is no map on the (rows, columns) of the reference."""
@@ -175,25 +179,30 @@ class DenseModel(nn.Module):
         self.levels = levels
 
     def forward(self, batch: Batch) -> Float[Tensor, "b k h w"]:
-        images = batch.epochs[0]
-        reference = images[self.encoder.reference]
-        features = self.encoder(images, batch.lonlat, batch.located, fuse=self.fuse)
-        if self.levels:
-            levels = self.maps(features, reference)
-            finest, logits = features.levels[self.encoder.reference][0], self.head(levels)
-        else:
-            assert features.fused is not None
-            finest, logits = features.fused, self.head(features.fused.tensor[:, 0])
-        # Where pixels are no whole number of patches, the maps reach beyond them.
-        extent = [round(side * finest.stride) for side in finest.tensor.shape[-2:]]
-        h, w = reference.pixels.shape[-2:]
-        return resize(logits, extent)[..., :h, :w]
+        maps, stride = self.maps(batch, batch.epochs[0])
+        return self.drawn(maps, stride, batch)
 
-    def maps(self, features: Features, reference: Series) -> list[Float[Tensor, "b _ _ _"]]:
-        """The reference's levels, each the mean over the dates that show anything."""
-        seen = reduce(reference.valid, "b t h w -> b t", "max")
+    def maps(self, batch: Batch, images: dict[str, Series]) -> tuple[list[Float[Tensor, "b _ _ _"]], float]:
+        """What the head takes of the images of an epoch, finest first, and the finest one's stride.
+
+        The reference's levels are the mean over the dates that show anything.
+        """
+        features = self.encoder(images, batch.lonlat, batch.located, fuse=self.fuse)
+        if not self.levels:
+            assert features.fused is not None
+            return [features.fused.tensor[:, 0]], features.fused.stride
+        seen = reduce(images[self.encoder.reference].valid, "b t h w -> b t", "max")
+        finest, *_ = features.levels[self.encoder.reference]
         levels = [over_dates(level, seen) for level in features.levels[self.encoder.reference]]
-        return levels if features.fused is None else [*levels[:3], features.fused.tensor[:, 0]]
+        return levels if features.fused is None else [*levels[:3], features.fused.tensor[:, 0]], finest.stride
+
+    def drawn(self, maps: list[Float[Tensor, "b _ _ _"]], stride: float, batch: Batch) -> Float[Tensor, "b k h w"]:
+        """The head's logits of these maps on the pixels of the reference."""
+        logits = self.head(maps if self.levels else maps[0])
+        # Where pixels are no whole number of patches, the maps reach beyond them.
+        extent = [round(side * stride) for side in maps[0].shape[-2:]]
+        h, w = batch.epochs[0][self.encoder.reference].pixels.shape[-2:]
+        return resize(logits, extent)[..., :h, :w]
 
 
 def over_dates(level: FeatureMap, seen: Bool[Tensor, "b t"]) -> Float[Tensor, "b d h w"]:
