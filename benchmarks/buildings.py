@@ -4,7 +4,7 @@
 
 The tiles of ../shared/data/seg_buildings (web mercator, 256 px, zoom 19 to 21) become one mosaic per city and zoom;
 everything after that is ordinary `skysense` commands, printed as they run. `--ship` trains the packaged model on both
-cities at zoom 19 and 20, split by ground, instead.
+cities at zoom 19 and 20, split by ground, instead. Haze, season and scale are made up in training.
 """
 
 import argparse
@@ -21,6 +21,7 @@ from rasterio.transform import from_origin
 WORLD = 20037508.342789244
 """Half the width of the web-mercator world, in metres."""
 CITIES = ("zanzibar", "nairobi")
+AUGMENT = ("contrast=0.2", "colour=0.1", "haze=0.3", "scale=1.2")
 
 
 def mosaic(tiles: Path, zoom: int, out: Path) -> None:
@@ -67,6 +68,8 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--ship", action="store_true", help="train on both cities, split by ground")
+    parser.add_argument("--init", type=Path, help="a pre-trained model to start from")
+    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="further settings of finetune")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     for city in CITIES:
@@ -92,7 +95,10 @@ def main() -> None:
             "--unlabelled", "background", "--preset", options.preset, "--steps", options.steps,
             "--batch-size", options.batch_size, "--seed", options.seed, "--out", model, "--resume",
             "--set", "modalities.hr.gsd=0.2", "--set", "modalities.hr.window=256", "--set", "data.block=2",
-            "--set", "augment.contrast=0.2", *([] if options.ship else ["--set", "data.test_share=0.0"]),
+            *(word for strength in AUGMENT for word in ("--set", f"augment.{strength}")),
+            *(["--init", options.init] if options.init else []),
+            *([] if options.ship else ["--set", "data.test_share=0.0"]),
+            *(word for given in options.set for word in ("--set", given)),
         )  # fmt: skip
         run("skysense", "evaluate", "--model", model, "--data", data, "--split", "test", "--baselines")
 

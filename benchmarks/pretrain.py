@@ -26,7 +26,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import cycle, islice
 from pathlib import Path
-from typing import TypeVar
+from typing import ClassVar, TypeVar
 
 import numpy as np
 import torch
@@ -161,7 +161,15 @@ def seconds(work: Iterator[None], device: torch.device) -> float:
 
 
 class Bench(Trainer):
-    """A trainer that keeps no state: that of `huge` is 50 GB."""
+    """A trainer that keeps no state (that of `huge` is 50 GB) and counts the operations of a batch size once."""
+
+    counted: ClassVar[dict[int, float]] = {}
+
+    def _count(self, batch: Batch) -> float:
+        size = len(batch.ids)
+        if size not in self.counted:
+            self.counted[size] = super()._count(batch)
+        return self.counted[size]
 
     def _save(self, step: int) -> None:
         """Nothing."""
@@ -221,8 +229,7 @@ def parts_of_step(trainer: Trainer, batch: Batch, precision: str) -> dict[str, f
 
     def teach() -> None:
         with torch.no_grad():
-            for images in batch.epochs[: VIEWS.global_views]:
-                maps_of(learning.teacher, images, *where)
+            maps_of_views(learning.teacher, batch.epochs[: VIEWS.global_views], *where)
 
     def total() -> Tensor:
         return torch.stack(list(objective(batch).values())).sum()
@@ -230,7 +237,7 @@ def parts_of_step(trainer: Trainer, batch: Batch, precision: str) -> dict[str, f
     objective.train()
     with runtime.autocast(device, precision):
         timed("teacher", teach)
-        timed("student", lambda: [maps_of(learning.student, images, *where) for images in batch.epochs])
+        timed("student", lambda: maps_of_views(learning.student, batch.epochs, *where))
         loss = timed("forward", total)
     timed("backward", loss.backward)
     timed("clip", lambda: torch.nn.utils.clip_grad_norm_(objective.parameters(), 3.0))
@@ -248,9 +255,9 @@ def synchronise(device: torch.device) -> None:
 
 def measured(tried: Tried, given: argparse.Namespace, known: dict[str, Modality], device: torch.device) -> dict:
     """The report of one variant."""
-    chips = ViewChips(Noise(known, 2 * tried.batch_size, given.dates), known, VIEWS, seed=0)
+    chips = ViewChips(Noise(known, tried.batch_size, given.dates), known, VIEWS, seed=0)
     loader = training_loader(chips, batch_size=tried.batch_size, start=0, workers=0)
-    batches = [batch.to(device) for batch in islice(loader, 2)]
+    batches = [batch.to(device) for batch in islice(loader, 1 if given.no_bare else 2)]
     spec = ModelSpec(preset=given.preset, prototypes=True)
     torch.set_float32_matmul_precision("high" if tried.tf32 else "highest")
 
@@ -273,7 +280,7 @@ def measured(tried: Tried, given: argparse.Namespace, known: dict[str, Modality]
         "step_s": round(step, 4),
         "samples_per_s": round(tried.batch_size / step, 2),
         "memory_gib": round(lines[-1]["memory_gib"], 2),
-        "mfu": round(lines[-1]["mfu"], 4) if "mfu" in lines[-1] else "not known: no GPU of a known peak",
+        "mfu": round(statistics.median(line["mfu"] for line in lines), 4) if "mfu" in lines[0] else "peak not known",
         "parts_ms": parts,
         "loss": [round(line["loss"], 3) for line in lines],
     }
