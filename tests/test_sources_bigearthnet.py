@@ -1,5 +1,6 @@
 """BigEarthNet v1 and v2: patches of both sensors find each other, and are equal to what rasterio reads."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +12,8 @@ from surfaces import oracle
 
 from skysense_core import config, modalities, sources
 from skysense_core.errors import SkysenseError, UsageError
-from skysense_core.sources.bigearthnet import Bigearthnet
-from skysense_core.types import PartName, Split
+from skysense_core.sources.bigearthnet import CLASSES, CORINE, Bigearthnet
+from skysense_core.types import PartName, Split, Tags
 
 BOTH: config.Table = {"s2": {}, "s1": {}}
 
@@ -89,23 +90,83 @@ def test_the_metadata_of_v2_say_parts_and_partners(v2: Path, tmp_path: Path) -> 
         opened(tmp_path)
 
 
-def test_labels_are_a_task_that_is_not_there(v1: Path) -> None:
+def names_of(split: Split, index: int) -> set[str]:
+    label = split.label(index)
+    assert isinstance(label, Tags)
+    return {split.classes[code] for code in label.codes}
+
+
+def test_labels_of_v1_are_those_of_its_files_and_become_the_nineteen(v1: Path) -> None:
     split = opened(v1)
-    assert split.classes == ()
-    assert split[0].label is None
-    with pytest.raises(SkysenseError, match="sets of classes") as error:
+    wide = Bigearthnet(path=v1, classes=43).open("train", {"s2": modalities.load("s2"), "s1": modalities.load("s1")})
+    assert len(split.classes) == 19
+    assert len(wide.classes) == 43
+    for index in range(len(split)):
+        sample = split[index]
+        (file,) = v1.rglob(f"{sample.id}_labels_metadata.json")
+        stored = set(json.loads(file.read_text())["labels"])
+        assert names_of(wide, index) == stored
+        assert sample.label == split.label(index)
+        # Every name of the 43 that these patches have belongs to one of the 19.
+        assert names_of(split, index) == {new for new, parts in CLASSES.items() if stored & set(parts)}
+    marsh = next(index for index in range(6) if split[index].id.endswith("61_40"))
+    assert names_of(split, marsh) == {
+        *("Urban fabric", "Arable land", "Broad-leaved forest", "Inland wetlands", "Inland waters"),
+        "Land principally occupied by agriculture, with significant areas of natural vegetation",
+    }
+
+
+def test_the_nomenclatures_are_whole() -> None:
+    assert len(set(CORINE)) == len(CORINE) == 43
+    assert sum(map(len, CLASSES.values())) == 32
+
+
+def test_lists_beside_v1_say_the_parts_and_leave_out_what_they_do_not_name(v1: Path, tmp_path: Path) -> None:
+    for name in ("s1-tiny", "s2-tiny"):
+        (tmp_path / name).symlink_to(v1 / name)
+    pairs = [
+        ("S2A_MSIL2A_20170617T113321_36_85", "S1A_IW_GRDH_1SDV_20170617T064724_29UPU_36_85"),
+        ("S2A_MSIL2A_20170617T113321_4_55", "S1A_IW_GRDH_1SDV_20170617T064724_29UPU_4_55"),
+    ]
+    (tmp_path / "train.csv").write_text(",".join(pairs[0]) + "\r\n")
+    (tmp_path / "test.csv").write_text(",".join(pairs[1]) + "\n")
+    found = {part: opened(tmp_path, part) for part in ("train", "val", "test")}
+    assert {part: [split[i].id for i in range(len(split))] for part, split in found.items()} == {
+        "train": [pairs[0][0]],
+        "val": [],
+        "test": [pairs[1][0]],
+    }
+    assert names_of(found["test"], 0) == {"Pastures"}
+
+
+def test_labels_of_v2_stand_in_its_metadata(v2: Path, tmp_path: Path) -> None:
+    for name in ("BigEarthNet-S1", "BigEarthNet-S2"):
+        (tmp_path / name).symlink_to(v2 / name)
+    patch = next((v2 / "BigEarthNet-S2").glob("*/*")).name
+    radar = next((v2 / "BigEarthNet-S1").glob("*/*")).name
+    row = {"patch_id": patch, "s1_name": radar, "split": "train", "labels": ["Arable land", "Marine waters"]}
+    pd.DataFrame([row]).to_parquet(tmp_path / "metadata.parquet")
+    split = opened(tmp_path)
+    index = next(index for index in range(len(split)) if split[index].id == patch)
+    assert names_of(split, index) == {"Arable land", "Marine waters"}
+    with pytest.raises(UsageError, match="19 classes"):
+        Bigearthnet(path=tmp_path, classes=43).open("train", {"s2": modalities.load("s2")})
+    pd.DataFrame([row | {"labels": ["Moon"]}]).to_parquet(tmp_path / "metadata.parquet")
+    with pytest.raises(SkysenseError, match="Moon is none of the 19"):
+        opened(tmp_path).label(index)
+
+
+def test_a_patch_whose_classes_nothing_says_is_named(v1: Path, tmp_path: Path) -> None:
+    name = "S2A_MSIL2A_20170617T113321_36_85"
+    for patch in (name, "S2A_MSIL2A_20170617T113321_4_55"):
+        (tmp_path / patch).mkdir()
+        for file in (v1 / "s2-tiny" / patch).iterdir():
+            if patch != name or file.suffix != ".json":
+                (tmp_path / patch / file.name).symlink_to(file)
+    split = opened(tmp_path, tables={"s2": {}})
+    assert [split[index].label is None for index in range(2)] == [True, False]
+    with pytest.raises(SkysenseError, match=f"{name}: nothing says its classes"):
         split.label(0)
-    assert "pretrain" in str(error.value)
-
-
-def test_finetuning_says_that_there_are_no_labels(v1: Path, tmp_path: Path) -> None:
-    from skysense_core.finetune import FinetuneConfig, finetune
-
-    table = {"data": {"path": v1}, "task": {"name": "crop"}, "out": tmp_path / "run", "device": "cpu"}
-    with pytest.raises(SkysenseError, match="label") as error:
-        finetune(config.build(FinetuneConfig, table))
-    assert error.value.fix is not None
-    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from skysense_core.geo.grid import ground_gsd
 from skysense_core.ingest.inputs import Failure, Found
 from skysense_core.ingest.pack import Legend, Packed
 from skysense_core.ingest.settings import IngestConfig
-from skysense_core.types import PartName, Split
+from skysense_core.types import ClassMap, PartName, Split
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -102,18 +102,26 @@ def plan_layout(given: IngestConfig) -> LayoutWork:
     if not parts:
         raise lacking[0] if lacking else SkysenseError(f"{given.data.get('path')}: no samples")
     first = next(iter(parts.values()))
+    mapped = bool(first.classes) and isinstance(first.label(0), ClassMap)
     stretches = [
         (part, start, min(start + given.shard_size, len(split)))
         for part, split in parts.items()
         for start in range(0, len(split), given.shard_size)
     ]
-    notes = tuple(dict.fromkeys(note for split in parts.values() for note in split.notes))
+    noted = [note for split in parts.values() for note in split.notes]
+    if first.classes and not mapped:
+        noted.append("the labels are no maps of classes, which is all that a store holds: left out")
+    notes = tuple(dict.fromkeys(noted))
     return LayoutWork(
         given=given,
         table={"source": name, **config.to_table(source)},
         parts=parts,
         stretches=tuple(stretches),
-        legend=Legend(modalities=kinds, classes=first.classes, colours=first.colours or ()),
+        legend=Legend(
+            modalities=kinds,
+            classes=first.classes if mapped else (),
+            colours=(first.colours or ()) if mapped else (),
+        ),
         facts={key: Facts(level=kind.level, notes=notes) for key, kind in kinds.items()},
         found=tuple(_found(key, parts, Path(str(given.data.get("path", "")))) for key in kinds),
         notes=(*notes, *(f"left out: {error.message}" for error in lacking)),

@@ -3,7 +3,9 @@
 Layout: folders of patches, in any order of subfolders. `S2x_MSIL2A_..._<row>_<column>/` holds `<patch>_B02.tif` and so
 on (digital numbers of L2A, 10, 20 and 60 m), `S1x_IW_GRDH_1SDV_..._<tile>_<row>_<column>/` holds `<patch>_VV.tif` and
 `<patch>_VH.tif` (dB, 10 m). Which of them belong together is said by `metadata.parquet` (v2; it also says the part of
-each) or by `<patch>_labels_metadata.json` in the folders of S1 (v1). The labels are sets of classes of a whole patch.
+each) or by `<patch>_labels_metadata.json` in the folders of S1 (v1). The labels are sets of classes of a whole patch:
+in `metadata.parquet` (v2, 19 classes) or in the json file of each patch (v1, 43 classes of CORINE, which become the 19
+of Sumbul et al. 2021). The parts of v1 are lists of patches, `train.csv`, `val.csv` and `test.csv`.
 """
 
 import json
@@ -13,7 +15,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar, Literal, get_args
 
 import pyarrow.parquet
 
@@ -23,7 +25,7 @@ from skysense_core.geo.grid import scaled
 from skysense_core.geo.raster import ReadOptions, open_stack
 from skysense_core.geo.vector import footprint_lonlat
 from skysense_core.modalities import Modality, finest
-from skysense_core.types import ClassMap, PartName, Sample
+from skysense_core.types import PartName, Sample, Tags
 
 SIDE, PIXEL = 120, 10.0
 PATCHES = {
@@ -35,10 +37,45 @@ READ = {"s2": ReadOptions(nodata=0.0), "s1": ReadOptions(unit="dB")}
 DEPTH = 3
 """Most folders between the data set and a patch."""
 METADATA = "metadata.parquet"
+LIST = "{}.csv"
 MAPS = "Reference_Maps"
 """Folder of v2 whose subfolders have the names of the patches of S2."""
-PARTS = {"train": "train", "validation": "val", "test": "test"}
+PARTS: dict[str, PartName] = {"train": "train", "validation": "val", "test": "test"}
 """The parts of the metadata, and ours."""
+CLASSES: dict[str, tuple[str, ...]] = {
+    "Urban fabric": ("Continuous urban fabric", "Discontinuous urban fabric"),
+    "Industrial or commercial units": ("Industrial or commercial units",),
+    "Arable land": ("Non-irrigated arable land", "Permanently irrigated land", "Rice fields"),
+    "Permanent crops": (
+        *("Vineyards", "Fruit trees and berry plantations", "Olive groves"),
+        "Annual crops associated with permanent crops",
+    ),
+    "Pastures": ("Pastures",),
+    "Complex cultivation patterns": ("Complex cultivation patterns",),
+    "Land principally occupied by agriculture, with significant areas of natural vegetation": (
+        "Land principally occupied by agriculture, with significant areas of natural vegetation",
+    ),
+    "Agro-forestry areas": ("Agro-forestry areas",),
+    "Broad-leaved forest": ("Broad-leaved forest",),
+    "Coniferous forest": ("Coniferous forest",),
+    "Mixed forest": ("Mixed forest",),
+    "Natural grassland and sparsely vegetated areas": ("Natural grassland", "Sparsely vegetated areas"),
+    "Moors, heathland and sclerophyllous vegetation": ("Moors and heathland", "Sclerophyllous vegetation"),
+    "Transitional woodland, shrub": ("Transitional woodland/shrub",),
+    "Beaches, dunes, sands": ("Beaches, dunes, sands",),
+    "Inland wetlands": ("Inland marshes", "Peatbogs"),
+    "Coastal wetlands": ("Salt marshes", "Salines"),
+    "Inland waters": ("Water courses", "Water bodies"),
+    "Marine waters": ("Coastal lagoons", "Estuaries", "Sea and ocean"),
+}
+"""The 19 classes, and those of CORINE's 43 that each is made of."""
+DROPPED = (
+    *("Road and rail networks and associated land", "Port areas", "Airports", "Mineral extraction sites", "Dump sites"),
+    *("Construction sites", "Green urban areas", "Sport and leisure facilities", "Bare rock", "Burnt areas"),
+    "Intertidal flats",
+)
+"""Classes of the 43 that belong to none of the 19."""
+CORINE = (*(name for parts in CLASSES.values() for name in parts), *DROPPED)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,6 +85,8 @@ class Bigearthnet:
     looked_for: ClassVar[str] = "a folder with patch folders S2A_MSIL2A_... or S1A_IW_GRDH_... (BigEarthNet v1, v2)"
 
     path: Path
+    classes: Literal[19, 43] = 19
+    """Number of classes; v2 has 19."""
 
     @staticmethod
     def detect(path: Path) -> bool:
@@ -58,7 +97,7 @@ class Bigearthnet:
         return tuple(name for name in PATCHES if name in kinds)
 
     def open(self, split: PartName, modalities: Mapping[str, Modality]) -> "BigearthnetSplit":
-        """The patches of one part that have any of the modalities; without metadata all of them train.
+        """The patches of one part that have any of the modalities; where nothing says the parts all of them train.
 
         Raises UsageError where the modalities are not those of the files.
         """
@@ -77,7 +116,7 @@ class Bigearthnet:
                     f"the patches have pixels of {PIXEL:g} m, and {name} is {modality.gsd:g} m",
                     fix=f"--set modalities.{name}.gsd={PIXEL:g}",
                 )
-        partners, parts = self._metadata(found["s1"])
+        partners, parts, tags = self._metadata(found["s1"])
         pairs = []
         for id, folder in found["s2"].items():
             partner = found["s1"].pop(partners.get(id, ""), None)
@@ -88,25 +127,45 @@ class Bigearthnet:
         counts = Counter(" and ".join(pair) for pair in pairs)
         notes = ["patches with " + ", ".join(f"{names}: {count}" for names, count in counts.items())]
         if not parts:
-            notes.append(f"no {METADATA}, which says the parts: all patches train")
-        places = (pair for pair in pairs if parts.get(next(iter(pair.values())).name, "train") == split)
+            notes.append(f"neither {METADATA} nor train.csv says the parts: all patches train")
+        unlisted = None if (self.path / LIST.format("train")).is_file() else "train"
+        places = [pair for pair in pairs if parts.get(next(iter(pair.values())).name, unlisted) == split]
+        told = bool(tags) or any(_labels_file(folder).is_file() for pair in pairs for folder in pair.values())
         return BigearthnetSplit(
             patches=tuple(sorted(places, key=lambda pair: [folder.name for folder in pair.values()])),
             modalities=dict(modalities),
             notes=tuple(notes),
+            classes=(tuple(CLASSES) if self.classes == 19 else CORINE) if told else (),
+            tags=tags,
         )
 
-    def _metadata(self, radar: Mapping[str, Path]) -> tuple[dict[str, str], dict[str, PartName]]:
-        """{S2 patch: its S1 patch} and the part of each patch of both; no part where nothing says it."""
+    def _metadata(
+        self, radar: Mapping[str, Path]
+    ) -> tuple[dict[str, str], dict[str, PartName], dict[str, tuple[str, ...]]]:
+        """{S2 patch: its S1 patch}, the part of each patch of both, and their labels; empty where nothing says it."""
         path = self.path / METADATA
         if not path.is_file():
-            return {_partner(folder): id for id, folder in radar.items()}, {}
+            return {_partner(folder): id for id, folder in radar.items()}, self._lists(), {}
+        parts: dict[str, PartName] = {}
+        tags: dict[str, tuple[str, ...]] = {}
         try:
-            table = pyarrow.parquet.read_table(path, columns=["patch_id", "s1_name", "split"]).to_pylist()
-            parts = {row[key]: PARTS[row["split"]] for row in table for key in ("patch_id", "s1_name")}
+            told = ["labels"] if "labels" in pyarrow.parquet.read_schema(path).names else []
+            table = pyarrow.parquet.read_table(path, columns=["patch_id", "s1_name", "split", *told]).to_pylist()
+            for row in table:
+                for key in ("patch_id", "s1_name"):
+                    parts[row[key]] = PARTS[row["split"]]
+                    tags |= {row[key]: tuple(row["labels"])} if told else {}
         except (KeyError, ValueError, OSError) as error:
             raise SkysenseError(f"{path}: not the metadata of BigEarthNet v2: {error}") from None
-        return {row["patch_id"]: row["s1_name"] for row in table}, parts  # type: ignore[return-value]
+        if tags and self.classes == 43:
+            raise UsageError(f"{path} has labels of 19 classes, not of 43", fix="--set data.classes=19")
+        return {row["patch_id"]: row["s1_name"] for row in table}, parts, tags
+
+    def _lists(self) -> dict[str, PartName]:
+        """The part of each patch that a list names: one name in a line, or a pair of them."""
+        files = {part: self.path / LIST.format(part) for part in get_args(PartName)}
+        lines = {part: file.read_text("utf-8").split() for part, file in files.items() if file.is_file()}
+        return {name.strip(): part for part, some in lines.items() for line in some for name in line.split(",")}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,7 +176,10 @@ class BigearthnetSplit:
     """Folder by modality."""
     modalities: Mapping[str, Modality]
     notes: tuple[str, ...]
-    classes: tuple[str, ...] = ()
+    classes: tuple[str, ...]
+    """None where there are no labels at all."""
+    tags: Mapping[str, tuple[str, ...]]
+    """Names of classes by patch, where the metadata hold them; otherwise the files of the patches do."""
     colours: tuple[str, ...] | None = None
 
     def __len__(self) -> int:
@@ -140,17 +202,40 @@ class BigearthnetSplit:
             epochs=(read_place(stacks, self.modalities, grid),),
             footprint=footprint,
             lonlat=lonlat,
+            label=self.label(index) if self.classes and self._names(index) is not None else None,
         )
 
     def size(self, index: int) -> tuple[int, int]:
         return SIDE, SIDE
 
-    def label(self, index: int) -> ClassMap:
-        """Raises SkysenseError: a set of classes of a whole patch is no map."""
-        raise SkysenseError(
-            "the labels of BigEarthNet are sets of classes of a whole patch, not maps: no task here learns them",
-            fix="skysense pretrain learns from the imagery without them.",
-        )
+    def label(self, index: int) -> Tags:
+        """The classes of the patch; those of CORINE that belong to none of the 19 are left out.
+
+        Raises SkysenseError where no file says them, and for names that are no class.
+        """
+        names = self._names(index)
+        folder = next(iter(self.patches[index].values()))
+        if names is None:
+            raise SkysenseError(
+                f"{folder}: nothing says its classes",
+                fix=f"v1 has {_labels_file(folder).name} in each folder, v2 has {METADATA} beside the folders.",
+            )
+        coarse = {name: new for new, parts in CLASSES.items() for name in (*parts, new)}
+        known = dict.fromkeys(DROPPED) | coarse if self.classes == tuple(CLASSES) else {name: name for name in CORINE}
+        if strange := [name for name in names if name not in known]:
+            raise SkysenseError(f"{folder}: {strange[0]} is none of the {len(self.classes)} classes")
+        found = {known[name] for name in names} - {None}
+        return Tags(codes=tuple(code for code, name in enumerate(self.classes) if name in found))
+
+    def _names(self, index: int) -> tuple[str, ...] | None:
+        """The classes as they are stored; None where nothing says them."""
+        for folder in self.patches[index].values():
+            if folder.name in self.tags:
+                return self.tags[folder.name]
+            path = _labels_file(folder)
+            if path.is_file():
+                return tuple(_entry(path, "labels"))
+        return None
 
 
 def _patches(path: Path, depth: int = 0, most: int | None = None) -> Iterator[tuple[str, Path]]:
@@ -164,12 +249,19 @@ def _patches(path: Path, depth: int = 0, most: int | None = None) -> Iterator[tu
             yield from _patches(folder, depth + 1, most)
 
 
+def _labels_file(folder: Path) -> Path:
+    return folder / f"{folder.name}_labels_metadata.json"
+
+
 def _partner(folder: Path) -> str:
     """The S2 patch of an S1 patch of v1; empty where nothing says it. Raises SkysenseError for a damaged file."""
-    path = folder / f"{folder.name}_labels_metadata.json"
-    if not path.is_file():
-        return ""
+    path = _labels_file(folder)
+    return str(_entry(path, "corresponding_s2_patch")) if path.is_file() else ""
+
+
+def _entry(path: Path, key: str) -> Any:
+    """What the file of a patch of v1 says. Raises SkysenseError where it is damaged or does not say it."""
     try:
-        return str(json.loads(path.read_text(encoding="utf-8"))["corresponding_s2_patch"])
-    except (ValueError, KeyError) as error:
-        raise SkysenseError(f"{path}: not the metadata of an S1 patch of BigEarthNet v1: {error}") from None
+        return json.loads(path.read_text(encoding="utf-8"))[key]
+    except (ValueError, KeyError, TypeError) as error:
+        raise SkysenseError(f"{path}: not the metadata of a patch of BigEarthNet v1: {error}") from None
