@@ -76,7 +76,7 @@ class Objects:
     codes: Int[np.ndarray, "n"]
     """Class codes 0..k-1."""
     difficult: Bool[np.ndarray, "n"]
-    """Neither to be learnt nor counted."""
+    """Counts neither when it is found nor when it is missed."""
 
 
 Label: TypeAlias = ClassMap | ClassMaps | ValueMap | Tags | Objects

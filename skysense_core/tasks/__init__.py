@@ -76,6 +76,10 @@ class ObjectOutput:
 
     classes: tuple[str, ...]
     colours: tuple[str, ...]
+    overlap: float
+    """Of two objects of one class that overlap more than this, the better one stays."""
+    oriented: bool
+    """Whether outlines have a direction."""
     cell: ClassVar[None] = None
     epochs: ClassVar[int] = 1
     channels: ClassVar[int] = 0
