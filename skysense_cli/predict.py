@@ -20,7 +20,8 @@ def predict(
         list[str],
         typer.Argument(
             metavar="SCENE...",
-            help="A raster, a glob or a folder; MODALITY=PATH where the model reads several.",
+            help="A raster, a glob or a folder; MODALITY=PATH where the model reads several. For change: before, then "
+            "after, of each modality.",
         ),
     ],
     out: Annotated[
@@ -156,6 +157,8 @@ def predict(
       skysense predict scene.tif --out mask.tif
       skysense predict scene/ --model runs/mine --out map.tif --preview map.png
       skysense predict hr=ortho.tif s2=series/ --model runs/mine --out map.tif
+      skysense predict before.tif after.tif --model runs/change --out change.tif --probabilities --polygons change.gpkg
+      skysense predict s2=may/ s2=june/ s1=may.tif s1=june.tif --model runs/floods --out flood.tif
       skysense predict scene.tif --out part.tif --bbox 13.1,52.4,13.2,52.5 --bbox-crs EPSG:4326
       skysense predict scene.tif --out 'maps/{id}.tif' --regions counties.gpkg --id-column name
 

@@ -83,6 +83,11 @@ def export(given: ExportConfig) -> ExportResult:
     loaded = load_model(given.model, CPU)
     if loaded.export:
         raise UsageError(f"{given.model} is exported already", fix=f"Give the folder of {loaded.name}.")
+    if loaded.task.output.epochs > 1:
+        raise UsageError(
+            f"{loaded.name} compares {loaded.task.output.epochs} dates: exported files take the images of one",
+            fix="Use skysense predict with the model itself.",
+        )
     if kind == "onnx" and len(loaded.modalities) > 1:
         raise UsageError(
             f"{loaded.name} reads {', '.join(loaded.modalities)}: ONNX is for models of one modality, "

@@ -28,7 +28,7 @@ from shapely.geometry.base import BaseGeometry
 from torch import Tensor, device
 from tqdm import tqdm
 
-from skysense_core.data.batch import Batch, collate
+from skysense_core.data.batch import Batch, Series, collate
 from skysense_core.data.scene import Scene, model_grid
 from skysense_core.errors import SkysenseError, UsageError
 from skysense_core.geo.cog import BLOCK
@@ -91,11 +91,13 @@ def plan_sweep(
     region: BaseGeometry | None = None,
     like: Path | None = None,
     cell: int | None = None,
+    later: Sequence[Mapping[str, Stack]] = (),
 ) -> Plan:
     """What to predict of a scene: all of it, or what lies in a box or in polygons, on its own grid or that of `like`.
 
     `region` is a polygon in the scene's CRS; what lies outside becomes nodata. With a `cell` the result has a pixel
     for every square of so many pixels of the model's grid, a part of `align_of`, and `like` has no effect.
+    `later` are the epochs that the first is compared with.
 
     `window` and `shared`: side of a window and pixels that neighbours share, where they are not to be the model's.
     The lattice is always that of the whole scene, so a part gets the same pixels. Raises UsageError where the
@@ -123,7 +125,15 @@ def plan_sweep(
     area = None if aoi is None else load_polygons(aoi, column=None, crs=working.crs)
     if region is not None:
         area = GeoDataFrame(geometry=[region], crs=crs_of(working).proj)
-    scene = Scene(stacks=stacks, modalities=modalities, reference=reference, grid=working, area=area, cell=cell or 1)
+    scene = Scene(
+        stacks=stacks,
+        modalities=modalities,
+        reference=reference,
+        grid=working,
+        area=area,
+        cell=cell or 1,
+        later=tuple(later),
+    )
     plan = Plan(scene=scene, lattice=lattice, region=window_over(grid, target), target=target, notes=tuple(notes))
     return replace(plan, region=window_over(grid, target, margin=MARGIN)) if plan.warped else plan
 
@@ -214,8 +224,11 @@ def sweep(
 
 def observations(batch: Batch, reference: str, cell: int = 1) -> UInt8[Tensor, "b _ _"]:
     """Images of all modalities that show a cell of the reference, at most 254; 0 where the reference shows less than
-    half of it."""
-    images = batch.epochs[0]
+    half of it. Of several epochs, in the one that has fewest."""
+    return torch.stack([_observations(images, reference, cell) for images in batch.epochs]).amin(dim=0)
+
+
+def _observations(images: Mapping[str, Series], reference: str, cell: int) -> UInt8[Tensor, "b _ _"]:
     valid = images[reference].valid
     count = valid.sum(dim=1, dtype=torch.float32)
     for name, series in images.items():

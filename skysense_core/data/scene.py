@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -34,13 +34,39 @@ def open_stacks(
     `inputs` are `MODALITY=PATH`, or bare paths where there is one modality; several paths of one are joined. `read`
     says how a modality's files are read, "" those of every modality not named. Raises UsageError where they do not fit.
     """
-    stacks = {}
+    (stacks,) = open_epochs(inputs, modalities, read, 1)
+    return stacks
+
+
+def open_epochs(
+    inputs: Sequence[str], modalities: Mapping[str, Modality], read: Mapping[str, ReadOptions], epochs: int
+) -> tuple[dict[str, Stack], ...]:
+    """The stacks of so many epochs, as `open_stacks` opens those of one.
+
+    Of several epochs every modality that is given has one input (a file, glob or folder) for each, in the order of
+    time. Raises UsageError where there are more or fewer.
+    """
+    opened: tuple[dict[str, Stack], ...] = tuple({} for _ in range(epochs))
     for name, paths in _by_modality(inputs, modalities).items():
         modality = modalities[name]
         options = read.get(name, read.get("", ReadOptions()))
-        stack = open_stack(paths, bands=[band.names for band in modality.bands], unit=modality.unit, options=options)
-        stacks[name] = of_level(stack, modality)
-    return stacks
+        if epochs > 1 and len(paths) != epochs:
+            raise UsageError(
+                f"{name} has {len(paths)} of {epochs} dates: {', '.join(paths)}",
+                fix=f"The model compares {epochs}, in the order of time: {name}=BEFORE {name}=AFTER, each a file, a "
+                "folder or a glob in quotes.",
+            )
+        # One date for each epoch is as good as one for all.
+        dates = [(date,) for date in options.dates] if len(options.dates) == epochs else [options.dates] * epochs
+        for epoch, (stacks, date) in enumerate(zip(opened, dates, strict=True)):
+            stack = open_stack(
+                paths if epochs == 1 else [paths[epoch]],
+                bands=[band.names for band in modality.bands],
+                unit=modality.unit,
+                options=options if epochs == 1 else replace(options, dates=date),
+            )
+            stacks[name] = of_level(stack, modality)
+    return opened
 
 
 def of_level(stack: Stack, modality: Modality) -> Stack:
@@ -87,6 +113,13 @@ class Scene:
     """Polygons in the grid's CRS; windows that touch none are not read."""
     cell: int = 1
     """Side of a cell in pixels."""
+    later: tuple[Mapping[str, Stack], ...] = ()
+    """Stacks of the epochs after the first, where several are compared: they are read onto the first one's grids."""
+
+    @property
+    def every_stack(self) -> list[Stack]:
+        """Of all epochs and modalities."""
+        return [stack for stacks in (self.stacks, *self.later) for stack in stacks.values()]
 
     @property
     def cells(self) -> GeoBox:
@@ -94,8 +127,8 @@ class Scene:
         return cells_of(self.grid, self.cell)
 
     def read(self, window: Window, *, blank: bool = False) -> Sample | None:
-        """A sample of one window; None where it lies off the area or the reference modality is invalid throughout,
-        unless `blank` asks for it all the same.
+        """A sample of one window; None where it lies off the area or the reference modality of an epoch is invalid
+        throughout, unless `blank` asks for it all the same.
 
         The reference is mirrored beyond the scene's border. Every other modality is read on the whole footprint at
         its own pixel size, invalid where it is absent.
@@ -108,14 +141,18 @@ class Scene:
             and not len(self.area.sindex.query(inside.extent.geom, predicate="intersects"))
         ):
             return None
-        seen = self.stacks[self.reference].read(inside)
-        if not seen.valid.any() and not blank:
-            return None
-        rasters = {self.reference: reflect_pad(seen, window, (self.grid.shape.y, self.grid.shape.x))}
-        for name, stack in self.stacks.items():
-            if name != self.reference:
-                rasters[name] = stack.read(self.footprint(window, name))
-        sample = Sample(id=f"{window.row},{window.col}", epochs=(rasters,), lonlat=_centre(window.geobox(self.grid)))
+        epochs = []
+        for stacks in (self.stacks, *self.later):
+            seen = stacks[self.reference].read(inside)
+            if not seen.valid.any() and not blank:
+                return None
+            rasters = {self.reference: reflect_pad(seen, window, (self.grid.shape.y, self.grid.shape.x))}
+            for name, stack in stacks.items():
+                if name != self.reference:
+                    rasters[name] = stack.read(self.footprint(window, name))
+            epochs.append(rasters)
+        lonlat = _centre(window.geobox(self.grid))
+        sample = Sample(id=f"{window.row},{window.col}", epochs=tuple(epochs), lonlat=lonlat)
         return subsample_dates(sample, {name: modality.dates for name, modality in self.modalities.items()})
 
     def footprint(self, window: Window, name: str) -> GeoBox:

@@ -64,6 +64,11 @@ def predict_array(
     on = runtime.choose_device(device)
     loaded = model if isinstance(model, LoadedModel) else load_model(Path(model), on)
     loaded.model.to(on)
+    if loaded.task.output.epochs > 1:
+        raise UsageError(
+            f"{loaded.name} compares {loaded.task.output.epochs} dates, and arrays are imagery of one",
+            fix="Write them as files, and use predict: before, then after.",
+        )
     arrays = _by_modality(scene, loaded.modalities)
     stacks = {name: open_modality(array, loaded.modalities[name], read or {}) for name, array in arrays.items()}
     plan = plan_sweep(stacks, loaded.modalities, window=window, shared=overlap)

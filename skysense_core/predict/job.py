@@ -18,7 +18,8 @@ from torch import Tensor
 from skysense_core import config, runtime
 from skysense_core.checkpoint import Description, LoadedModel, load_description, load_model, packaged_models
 from skysense_core.data.batch import Batch, collate
-from skysense_core.data.scene import model_grid, open_stacks
+from skysense_core.data.epochs import compare_epochs
+from skysense_core.data.scene import model_grid, open_epochs, open_stacks
 from skysense_core.errors import UsageError
 from skysense_core.geo.cache import block_cache
 from skysense_core.geo.cog import BLOCK, Product
@@ -52,8 +53,8 @@ class Job:
         self.config = given
         self.device = runtime.choose_device(given.device)
         description, self.notes = describe(given) if model is None else (model, [])
-        stacks = open_stacks(given.inputs, description.modalities, given.read)
         self.model = model or load_model(description.folder, self.device)
+        stacks, *later = open_epochs(given.inputs, self.model.modalities, given.read, self.model.task.output.epochs)
         self.plan = plan_sweep(
             stacks,
             self.model.modalities,
@@ -65,6 +66,7 @@ class Job:
             region=given.region,
             like=given.like,
             cell=self.model.task.output.cell,
+            later=later,
         )
         self.precision = _precision(given, self.model)
         self.bf16 = runtime.uses_bfloat16(self.device, self.precision)
@@ -95,7 +97,7 @@ class Job:
     def scores_from(self) -> dict[str, Any]:
         """What the scores come from: scene, model, and how it is run."""
         plan = self.plan
-        paths = sorted({path for stack in plan.scene.stacks.values() for path in stack.paths})
+        paths = sorted({path for stack in plan.scene.every_stack for path in stack.paths})
         area = plan.scene.area
         return {
             "skysense": version("skysense"),
@@ -143,7 +145,7 @@ class Job:
         readers = self.config.jobs or min(4, os.cpu_count() or 1)
         with ExitStack() as context:
             context.enter_context(runtime.threads(self.threads))
-            context.enter_context(block_cache(scene.stacks.values(), self.shard[1] * scene.cell, readers))
+            context.enter_context(block_cache(scene.every_stack, self.shard[1] * scene.cell, readers))
             windows = sum(len(lattice.windows(strip)) for strip in strips)
             pixels = sum(strip.height * strip.width for strip in strips) * scene.cell**2
             meter = context.enter_context(Meter(windows, pixels))
@@ -271,7 +273,7 @@ class Job:
             if len(stack.days) > most:
                 notes.append(f"{name}: {len(stack.days)} dates, the model reads {most}: evenly spaced ones are used")
             notes += [f"{name}: {note}" for note in stack.notes]
-        return notes
+        return notes + compare_epochs(self.plan.scene)
 
     def _tags(self) -> dict[str, str]:
         lattice, cell = self.plan.lattice, self.plan.scene.cell

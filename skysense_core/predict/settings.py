@@ -15,7 +15,8 @@ class PredictConfig:
     """The settings of one prediction."""
 
     inputs: tuple[str, ...]
-    """`scene.tif`, or `hr=ortho.tif s2=series/` where a model reads several modalities; several of one are joined."""
+    """`scene.tif`, or `hr=ortho.tif s2=series/` where a model reads several modalities; several of one are joined.
+    For a model that compares dates, each modality has one for every date, in the order of time."""
     out: Path
     """The class map; others appear beside it as OUT_confidence.tif, OUT_probabilities.tif, OUT_observations.tif."""
     model: Path | None = None
