@@ -9,7 +9,7 @@ import typer
 from skysense_cli import console, options
 
 if TYPE_CHECKING:
-    from skysense_core.info import Content, Info, ModelInfo, RasterInfo, RunInfo, StoreInfo
+    from skysense_core.info import Content, Info, ModelInfo, RasterInfo, RunInfo, SourcesInfo, StoreInfo
     from skysense_core.modalities import Modality
 
 BAR = 40
@@ -20,7 +20,11 @@ MONTHS = 36
 
 def info(
     path: Annotated[
-        str, typer.Argument(metavar="PATH", help="A store, a model or run folder, a raster, a product or a cube.")
+        str,
+        typer.Argument(
+            metavar="PATH",
+            help="A store, a model or run folder, a raster, a product or a cube; sources for a table of data sets.",
+        ),
     ],
     map_to: Annotated[
         Path | None,
@@ -39,13 +43,15 @@ def info(
     """Print what lies at a path.
 
     Of a store: samples, area, dates, validity, labels, parts and disk. Of a model: task, classes, inputs, scores and
-    licence. Of a run: how far it is. Of a raster: grid, bands, dates, level and unit.
+    licence. Of a run: how far it is. Of a raster: grid, bands, dates, level and unit. The word sources prints every
+    data set that finetune, evaluate and pretrain read: tasks, classes, split, licence, where to get it.
 
     \b
     Examples:
       skysense info store/ --map store.html
       skysense info runs/mine
       skysense info S2A_MSIL2A_20240601.SAFE
+      skysense info sources
     """
     console.start_logging(quiet=quiet, verbose=verbose)
     from skysense_core.errors import UsageError
@@ -64,9 +70,11 @@ def info(
 
 
 def _print(found: "Info") -> None:
-    from skysense_core.info import ModelInfo, RasterInfo, RunInfo
+    from skysense_core.info import ModelInfo, RasterInfo, RunInfo, SourcesInfo
 
-    if isinstance(found, RasterInfo):
+    if isinstance(found, SourcesInfo):
+        _print_sources(found)
+    elif isinstance(found, RasterInfo):
         _print_raster(found)
     elif isinstance(found, ModelInfo):
         _print_model(found)
@@ -74,6 +82,15 @@ def _print(found: "Info") -> None:
         _print_run(found)
     else:
         _print_store(found)
+
+
+def _print_sources(found: "SourcesInfo") -> None:
+    columns = ("source", "tasks", "modalities", "classes", "split", "licence", "from")
+    rows = [
+        (name, ", ".join(one.tasks), ", ".join(one.modalities), one.classes, one.split, one.licence, one.where)
+        for name, one in found.table.items()
+    ]
+    console.print_table("Data sets by layout (--source)", columns, rows)
 
 
 def _print_store(found: "StoreInfo") -> None:

@@ -1,4 +1,7 @@
-"""`skysense info`: what a path holds, be it a store, a model, a run or a raster, without changing or computing much."""
+"""`skysense info`: what a path holds, be it a store, a model, a run or a raster, without changing or computing much.
+
+`sources`, where no such path is there, stands for the data sets that can be read.
+"""
 
 import json
 import math
@@ -133,13 +136,24 @@ class RasterInfo:
     notes: tuple[str, ...] = field(default=())
 
 
-Info = StoreInfo | ModelInfo | RunInfo | RasterInfo
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SourcesInfo:
+    """The data sets that can be read."""
+
+    table: dict[str, sources.About]
+    """By the name of `--source`."""
+
+
+Info = StoreInfo | ModelInfo | RunInfo | RasterInfo | SourcesInfo
+SOURCES = "sources"
+"""Stands for the data sets that can be read."""
 
 
 def info(path: str, map_to: Path | None = None) -> Info:
     """What lies at a path, URL or glob, or the packaged model of that name; `map_to` takes a map of a store's samples.
 
-    Raises SkysenseError where nothing lies there or it cannot be read, and UsageError for what is none of these.
+    `sources` is the table of data sets. Raises SkysenseError where nothing lies there or it cannot be read, and
+    UsageError for what is none of these.
     """
     folder = Path(path)
     if map_to is not None:
@@ -153,6 +167,8 @@ def info(path: str, map_to: Path | None = None) -> Info:
     exported = folder.suffix.lower() in SUFFIXES and folder.is_file()
     if exported or (folder / TOML).is_file() or (not folder.exists() and path in packaged_models()):
         return _model(find_model(folder))
+    if path == SOURCES and not folder.exists():
+        return SourcesInfo(table=sources.abouts())
     return _raster(path)
 
 

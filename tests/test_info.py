@@ -14,7 +14,7 @@ from odc.geo.geobox import GeoBox
 from shapely import box
 
 from skysense_cli.app import main
-from skysense_core import config, modalities
+from skysense_core import config, modalities, registry
 from skysense_core.checkpoint import packaged_models
 from skysense_core.errors import SkysenseError, UsageError
 from skysense_core.info import ModelInfo, RasterInfo, RunInfo, StoreInfo, as_table, info
@@ -265,3 +265,20 @@ def test_nothing_there(tmp_path: Path, run: Callable[..., tuple[int, str, str]])
     code, _, err = run(tmp_path / "absent")
     assert code == 1
     assert "no such file" in err
+
+
+def test_every_source_says_what_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run: Callable[..., tuple[int, str, str]]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, out, _ = run("sources", "--json")
+    assert code == 0
+    found = json.loads(out)["table"]
+    assert set(found) == set(registry.names("sources"))
+    for name, about in found.items():
+        assert all(about.values()), f"{name}: nothing may be empty"
+    code, out, _ = run("sources")
+    assert code == 0
+    assert "bigearthnet" in out
+    (tmp_path / "sources").mkdir()  # what lies there is meant before the word
+    assert run("sources")[0] != 0

@@ -5,7 +5,7 @@ A source is a frozen dataclass whose fields are the `[data]` table; `open` gives
 
 import logging
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
@@ -18,10 +18,28 @@ from skysense_core.types import PartName, Split
 log = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class About:
+    """What to know of a data set before it is there, for `skysense info sources`."""
+
+    tasks: tuple[str, ...]
+    """Names of tasks; `pretrain` where there are no labels."""
+    modalities: tuple[str, ...]
+    classes: str
+    """How many, or whose."""
+    split: str
+    """What says which samples train, validate and test."""
+    licence: str
+    """Of the data, as far as it is known here; their own page says what holds."""
+    where: str
+    """Where to get it."""
+
+
 @runtime_checkable
 class Source(Protocol):
     """What every class in this folder offers."""
 
+    about: ClassVar[About]
     looked_for: ClassVar[str]
     """One line: the layout that `detect` recognises."""
 
@@ -42,6 +60,11 @@ class Describing(Protocol):
 
     def described(self) -> dict[str, Modality]:
         """The modalities by their names."""
+
+
+def abouts() -> dict[str, About]:
+    """What to know of each source, by its name."""
+    return {name: registry.load("sources", name).about for name in registry.names("sources")}
 
 
 def described(source: Source) -> dict[str, Modality]:

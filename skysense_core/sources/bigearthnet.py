@@ -25,6 +25,7 @@ from skysense_core.geo.grid import scaled
 from skysense_core.geo.raster import ReadOptions, open_stack
 from skysense_core.geo.vector import footprint_lonlat
 from skysense_core.modalities import Modality, finest
+from skysense_core.sources import About
 from skysense_core.types import PartName, Sample, Tags
 
 SIDE, PIXEL = 120, 10.0
@@ -83,6 +84,14 @@ class Bigearthnet:
     """The `[data]` table of a BigEarthNet folder."""
 
     looked_for: ClassVar[str] = "a folder with patch folders S2A_MSIL2A_... or S1A_IW_GRDH_... (BigEarthNet v1, v2)"
+    about: ClassVar[About] = About(
+        tasks=("multilabel", "pretrain"),
+        modalities=("s2", "s1"),
+        classes="19, or 43 of v1",
+        split="metadata.parquet (v2), train.csv, val.csv, test.csv (v1)",
+        licence="CDLA-Permissive-1.0",
+        where="bigearth.net",
+    )
 
     path: Path
     classes: Literal[19, 43] = 19

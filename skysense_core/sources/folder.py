@@ -25,6 +25,7 @@ from skysense_core.geo.paths import RASTERS, natural
 from skysense_core.geo.raster import read_picture
 from skysense_core.geo.vector import footprint_lonlat
 from skysense_core.modalities import Modality
+from skysense_core.sources import About
 from skysense_core.types import IGNORE, ClassMap, PartName, Raster, Sample
 
 Share: TypeAlias = Annotated[float, Field(gt=0, lt=1)]
@@ -47,6 +48,14 @@ class Folder:
     """The `[data]` table of a folder of pictures and masks."""
 
     looked_for: ClassVar[str] = "a folder with images/ and masks/, or with train/images/ and train/masks/"
+    about: ClassVar[About] = About(
+        tasks=("segmentation", "landcover", "crop"),
+        modalities=("hr", "s2", "s1"),
+        classes="yours",
+        split="folders train/, val/, test/, or lists, or by place",
+        licence="yours",
+        where="your own images/ and masks/",
+    )
 
     path: Path
     modality: str = "hr"

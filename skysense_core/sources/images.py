@@ -24,6 +24,7 @@ from skysense_core.geo.raster import open_picture
 from skysense_core.geo.vector import footprint_lonlat
 from skysense_core.geo.windows import Window
 from skysense_core.modalities import Modality
+from skysense_core.sources import About
 from skysense_core.types import ClassMap, PartName, Sample
 
 PICTURES = frozenset({".png", ".jpg", ".jpeg", ".tif", ".tiff"})
@@ -34,6 +35,14 @@ class Images:
     """The `[data]` table of a folder of pictures."""
 
     looked_for: ClassVar[str] = "a folder with pictures (PNG, JPEG, TIFF) directly in it, without labels"
+    about: ClassVar[About] = About(
+        tasks=("pretrain",),
+        modalities=("hr", "s2", "s1"),
+        classes="none",
+        split="all train",
+        licence="yours",
+        where="your own pictures",
+    )
 
     path: Path
     modality: str = "hr"

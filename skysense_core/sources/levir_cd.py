@@ -13,6 +13,7 @@ from skysense_core.data.pictures import PicturesSplit, Place, open_places
 from skysense_core.errors import SkysenseError, UsageError
 from skysense_core.geo.paths import RASTERS, natural
 from skysense_core.modalities import Modality, load
+from skysense_core.sources import About
 from skysense_core.types import PartName
 
 BEFORE, AFTER, LABEL, LIST = "A", "B", "label", "list"
@@ -23,6 +24,14 @@ class LevirCd:
     """The `[data]` table of pairs of pictures."""
 
     looked_for: ClassVar[str] = "a folder with train/A/, train/B/ and train/label/, or with A/, B/, label/ and list/"
+    about: ClassVar[About] = About(
+        tasks=("change",),
+        modalities=("hr",),
+        classes="2",
+        split="folders or lists, as published",
+        licence="academic use only; yours for your own pairs",
+        where="justchenhao.github.io/LEVIR, or your own pairs",
+    )
 
     path: Path
     modality: str = "hr"

@@ -32,6 +32,14 @@ class Mixture:
     """The `[data]` table of several data sets."""
 
     looked_for: ClassVar[str] = "a TOML file with [[data]] tables, each a data set of its own"
+    about: ClassVar[sources.About] = sources.About(
+        tasks=("pretrain",),
+        modalities=("hr", "s2", "s1"),
+        classes="none",
+        split="all train",
+        licence="that of its parts",
+        where="several data sets named in one TOML file",
+    )
 
     path: Path
 

@@ -17,6 +17,7 @@ from skysense_core.data.pictures import PicturesSplit, Place, open_places
 from skysense_core.errors import SkysenseError, UsageError
 from skysense_core.geo.options import ReadOptions
 from skysense_core.modalities import Band, Modality
+from skysense_core.sources import About
 from skysense_core.types import PartName
 
 FOLDERS = {"s2": "OmbriaS2", "s1": "OmbriaS1"}
@@ -29,6 +30,14 @@ class Ombria:
     """The `[data]` table of OMBRIA."""
 
     looked_for: ClassVar[str] = "a folder with OmbriaS1/train/BEFORE/ and, or, OmbriaS2/train/BEFORE/"
+    about: ClassVar[About] = About(
+        tasks=("change",),
+        modalities=("s2", "s1"),
+        classes="2",
+        split="train and test as published; a share of train validates",
+        licence="see its page",
+        where="github.com/geodrak/OMBRIA",
+    )
 
     path: Path
     val_share: Annotated[float, Field(gt=0, lt=1)] = 0.2

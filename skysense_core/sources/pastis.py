@@ -26,6 +26,7 @@ from skysense_core.errors import SkysenseError, UsageError
 from skysense_core.geo.grid import scaled, transform
 from skysense_core.geo.raster import read_picture
 from skysense_core.modalities import Modality
+from skysense_core.sources import About
 from skysense_core.types import IGNORE, ClassMap, PartName, Raster, Sample
 
 CLASSES = (
@@ -70,6 +71,14 @@ class Pastis:
     """The `[data]` table of a PASTIS folder."""
 
     looked_for: ClassVar[str] = "a folder with metadata.geojson, DATA_S2/ and ANNOTATIONS/"
+    about: ClassVar[About] = About(
+        tasks=("crop", "segmentation"),
+        modalities=("s2", "s1", "hr"),
+        classes="19",
+        split="five folds as published",
+        licence="see its page",
+        where="github.com/VSainteuf/pastis-benchmark",
+    )
 
     path: Path
     fold: Annotated[int, Field(ge=1, le=FOLDS)] = 1

@@ -37,6 +37,7 @@ from skysense_core.geo.paths import is_plain
 from skysense_core.geo.raster import Stack, open_stack
 from skysense_core.geo.windows import Window
 from skysense_core.modalities import Modality, finest
+from skysense_core.sources import About
 from skysense_core.types import IGNORE, ClassMap, PartName, Sample
 
 Share: TypeAlias = Annotated[float, Field(ge=0, lt=1)]
@@ -62,6 +63,14 @@ class Scenes:
     """The `[data]` table of rasters, with labels or without."""
 
     looked_for: ClassVar[str] = "a TOML file with [[scene]] tables, each with a raster per modality and perhaps labels"
+    about: ClassVar[About] = About(
+        tasks=("segmentation", "landcover", "crop"),
+        modalities=("hr", "s2", "s1"),
+        classes="yours",
+        split="by place: blocks or halves",
+        licence="yours",
+        where="your own rasters and labels",
+    )
 
     path: Path | None = None
     """TOML file of scenes; otherwise `rasters` and `labels` are one scene."""

@@ -28,6 +28,7 @@ from skysense_core.geo.grid import transform
 from skysense_core.geo.labels import UNKNOWN, Classes, Legend, text_of
 from skysense_core.geo.vector import LONLAT, footprint_lonlat
 from skysense_core.modalities import CELL, CELLS, Modality, finest
+from skysense_core.sources import About
 from skysense_core.types import IGNORE, ClassMap, PartName, Raster, Sample
 
 Share: TypeAlias = Annotated[float, Field(ge=0, lt=1)]
@@ -44,6 +45,14 @@ class Series:
     """The `[data]` table of a table of points."""
 
     looked_for: ClassVar[str] = "a table of point time series: .parquet, .csv or .txt, also packed as .gz"
+    about: ClassVar[About] = About(
+        tasks=("crop", "segmentation"),
+        modalities=("s2", "s1"),
+        classes="yours",
+        split="a column, or places of a column",
+        licence="yours",
+        where="your own table of points",
+    )
 
     path: Path
     """A table, or with `source` named a folder of tables with equal columns, whose names are the column `file`."""

@@ -21,6 +21,7 @@ from skysense_core.geo.raster import ReadOptions, Stack, open_stack
 from skysense_core.geo.series import SHIFTED_BASELINE
 from skysense_core.geo.vector import footprint_lonlat
 from skysense_core.modalities import Modality, finest
+from skysense_core.sources import About
 from skysense_core.types import ClassMap, PartName, Sample
 
 SIDE, PIXEL = 264, 10.0
@@ -36,6 +37,14 @@ class Ssl4eo:
     """The `[data]` table of an SSL4EO-S12 folder."""
 
     looked_for: ClassVar[str] = "a folder with s1/, s2a/ or s2c/, in them PLACE/ACQUISITION/B2.tif (SSL4EO-S12)"
+    about: ClassVar[About] = About(
+        tasks=("pretrain",),
+        modalities=("s2", "s1"),
+        classes="none",
+        split="all train",
+        licence="CC BY 4.0",
+        where="github.com/zhu-xlab/SSL4EO-S12",
+    )
 
     path: Path
 

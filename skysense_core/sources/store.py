@@ -26,6 +26,7 @@ from skysense_core.data.store import (
 from skysense_core.errors import SkysenseError, UsageError
 from skysense_core.geo.chips import read_chip, read_label, subfile
 from skysense_core.modalities import Modality, finest
+from skysense_core.sources import About
 from skysense_core.types import IGNORE, ClassMap, PartName, Sample
 
 
@@ -34,6 +35,14 @@ class Store:
     """The `[data]` table of a store."""
 
     looked_for: ClassVar[str] = f"a store of skysense ingest: a folder with {DESCRIPTION} and {INDEX}"
+    about: ClassVar[About] = About(
+        tasks=("segmentation", "landcover", "crop", "pretrain"),
+        modalities=("hr", "s2", "s1"),
+        classes="those of what it was made of",
+        split="kept in the store",
+        licence="that of what it was made of",
+        where="skysense ingest",
+    )
 
     path: str
     """A folder, or the address of one on a web server."""

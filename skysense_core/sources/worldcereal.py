@@ -23,6 +23,7 @@ from skysense_core.geo.labels import UNKNOWN, Classes, Legend, text_of
 from skysense_core.geo.raster import ReadOptions, Stack, open_stack
 from skysense_core.geo.vector import footprint_lonlat
 from skysense_core.modalities import Modality, finest
+from skysense_core.sources import About
 from skysense_core.types import ClassMap, PartName, Sample
 
 Share: TypeAlias = Annotated[float, Field(ge=0, lt=1)]
@@ -41,6 +42,14 @@ class Worldcereal:
     """The `[data]` table of WorldCereal patches."""
 
     looked_for: ClassVar[str] = "a folder of locations with S2_L2A_10m_*.nc, S2_L2A_20m_*.nc and OUTPUT_*.nc, or one"
+    about: ClassVar[About] = About(
+        tasks=("crop", "segmentation"),
+        modalities=("s2", "s1"),
+        classes="those of the column",
+        split="by place",
+        licence="see its page",
+        where="github.com/WorldCereal",
+    )
 
     path: Path
     label_column: Literal["LC", "CT", "IRR"] = "CT"
