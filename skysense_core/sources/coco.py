@@ -13,10 +13,11 @@ from typing import Annotated, Any, ClassVar, TypeAlias, get_args
 
 from pydantic import Field
 
-from skysense_core.data.parts import deal
 from skysense_core.data.annotated import Drawn, ObjectPictures, Picture, refuse_others, upright
+from skysense_core.data.parts import deal
 from skysense_core.errors import SkysenseError, UsageError
 from skysense_core.modalities import Modality
+from skysense_core.sources import About
 from skysense_core.types import PartName
 
 Share: TypeAlias = Annotated[float, Field(ge=0, lt=1)]
@@ -28,6 +29,14 @@ class Coco:
     """The `[data]` table of boxes in COCO's format."""
 
     looked_for: ClassVar[str] = "a folder with COCO annotations: *.json with images, annotations and categories"
+    about: ClassVar[About] = About(
+        tasks=("detection",),
+        modalities=("hr",),
+        classes="those of the file",
+        split="a file for each part, or a hash of the names",
+        licence="yours",
+        where="any boxes in COCO's format",
+    )
 
     path: Path
     modality: str = "hr"

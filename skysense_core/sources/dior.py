@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 from skysense_core.data.annotated import Drawn, ObjectPictures, Picture, refuse_others, upright
 from skysense_core.errors import SkysenseError
 from skysense_core.modalities import Modality
+from skysense_core.sources import About
 from skysense_core.types import PartName
 
 CLASSES = (
@@ -30,6 +31,14 @@ class Dior:
     """The `[data]` table of DIOR."""
 
     looked_for: ClassVar[str] = "DIOR: a folder with JPEGImages-trainval/, ImageSets/Main/ and Annotations/"
+    about: ClassVar[About] = About(
+        tasks=("detection",),
+        modalities=("hr",),
+        classes="20",
+        split="trainval and test as published",
+        licence="see its page",
+        where="gcheng-nwpu.github.io",
+    )
     boxes: ClassVar[str] = "Horizontal Bounding Boxes"
     """Folder of the annotations."""
 

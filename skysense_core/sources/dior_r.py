@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
+from skysense_core.sources import About
 from skysense_core.sources.dior import Dior
 
 
@@ -12,6 +13,14 @@ class DiorR(Dior):
     """The `[data]` table of DIOR-R."""
 
     looked_for: ClassVar[str] = "DIOR-R: DIOR with Annotations/Oriented Bounding Boxes/, named with --source dior_r"
+    about: ClassVar[About] = About(
+        tasks=("oriented_detection",),
+        modalities=("hr",),
+        classes="20",
+        split="trainval and test as published",
+        licence="see its page",
+        where="gcheng-nwpu.github.io",
+    )
     boxes: ClassVar[str] = "Oriented Bounding Boxes"
 
     @staticmethod

@@ -12,10 +12,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, get_args
 
-from skysense_core.data.parts import deal
 from skysense_core.data.annotated import Drawn, ObjectPictures, Picture, pictures_of, refuse_others
+from skysense_core.data.parts import deal
 from skysense_core.errors import SkysenseError
 from skysense_core.modalities import Modality
+from skysense_core.sources import About
 from skysense_core.types import PartName
 
 CLASSES = (
@@ -34,6 +35,14 @@ class Dota:
     """The `[data]` table of DOTA."""
 
     looked_for: ClassVar[str] = "DOTA: a folder with train/images/ and train/labelTxt/ (or annfiles/)"
+    about: ClassVar[About] = About(
+        tasks=("oriented_detection", "detection"),
+        modalities=("hr",),
+        classes="15 to 18",
+        split="train and val as published",
+        licence="academic use only",
+        where="captain-whu.github.io/DOTA",
+    )
 
     path: Path
     modality: str = "hr"

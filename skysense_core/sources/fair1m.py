@@ -10,10 +10,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
-from skysense_core.data.parts import deal
 from skysense_core.data.annotated import Drawn, ObjectPictures, Picture, pictures_of, refuse_others
+from skysense_core.data.parts import deal
 from skysense_core.errors import SkysenseError
 from skysense_core.modalities import Modality
+from skysense_core.sources import About
 from skysense_core.types import PartName
 
 CLASSES = (
@@ -31,6 +32,14 @@ class Fair1m:
     """The `[data]` table of FAIR1M."""
 
     looked_for: ClassVar[str] = "FAIR1M: a folder with train/part1/images/ and train/part1/labelXml/, and validation/"
+    about: ClassVar[About] = About(
+        tasks=("oriented_detection", "detection"),
+        modalities=("hr",),
+        classes="37",
+        split="train and validation as published",
+        licence="see its page",
+        where="gaofen-challenge.com",
+    )
 
     path: Path
     modality: str = "hr"

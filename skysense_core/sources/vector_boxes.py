@@ -19,6 +19,7 @@ from skysense_core.geo import boxes
 from skysense_core.geo.grid import place
 from skysense_core.geo.labels import Polygons
 from skysense_core.modalities import Modality
+from skysense_core.sources import About
 from skysense_core.sources.scenes import Scenes, ScenesSplit
 from skysense_core.types import Objects, PartName, Sample
 
@@ -30,6 +31,14 @@ class VectorBoxes(Scenes):
     """The `[data]` table: that of `scenes`. All that the rasters show counts: where no polygon is, no object is."""
 
     looked_for: ClassVar[str] = "as scenes, with polygons that are objects: named with --source vector_boxes"
+    about: ClassVar[About] = About(
+        tasks=("oriented_detection", "detection"),
+        modalities=("hr", "s2", "s1"),
+        classes="yours",
+        split="by place: blocks or halves",
+        licence="yours",
+        where="your own rasters and polygons",
+    )
 
     unlabelled: str = NOTHING
     """Stays as it is: what is no object is background."""
