@@ -29,7 +29,7 @@ def random_forest(
 ) -> dict[str, Any]:
     """Scores on `test` of 100 trees that learn from at most `pixels` labelled pixels of `train`.
 
-    A pixel's features are the mean and the standard deviation over its valid dates, per band.
+    A pixel's features are the mean and the standard deviation over its valid dates, per band and epoch.
     Raises UsageError where scikit-learn is not installed.
     """
     try:
@@ -55,7 +55,7 @@ def _labelled(batch: Batch) -> tuple[Float[np.ndarray, "n f"], UInt8[np.ndarray,
     """Features and codes of the pixels of a batch that have a label."""
     assert batch.target is not None
     h, w = batch.target.shape[-2:]
-    maps = [_statistics(series) for _, series in sorted(batch.epochs[0].items())]
+    maps = [_statistics(series) for images in batch.epochs for _, series in sorted(images.items())]
     stacked = torch.cat([interpolate(maps_, size=(h, w), mode="nearest-exact") for maps_ in maps], dim=1)
     known = batch.target != IGNORE
     return rearrange(stacked, "b c h w -> b h w c")[known].numpy(), batch.target[known].numpy()

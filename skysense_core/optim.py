@@ -25,24 +25,26 @@ class OptimConfig:
     layer_decay: Share | None = None
     """Each layer of the encoder learns this much slower than the one above it (METHOD 4: 0.9). Not given: 0.9 where
     the encoder starts from trained weights, 1 where it starts from scratch."""
-    schedule: Literal["cosine", "constant"] = "cosine"
+    schedule: Literal["cosine", "poly", "constant"] = "cosine"
+    """poly falls evenly (METHOD 4, iSAID)."""
     warmup: Share = 0.05
     """Share of all steps over which the rate rises from 0."""
     final: Share = 0.01
-    """Share of `lr` that is left at the last step of the cosine."""
+    """Share of `lr` that is left at the last step of cosine and poly."""
     clip: Annotated[float, Field(ge=0)] = 1.0
     """Longest gradient; a longer one is scaled down to it. 0 turns clipping off."""
 
 
 def learning_rate(config: OptimConfig, step: int, steps: int) -> float:
-    """The rate of step 0..steps-1: a linear rise over the warm-up, then half a cosine down to `final`."""
+    """The rate of step 0..steps-1: a linear rise over the warm-up, then down to `final`."""
     warmup = round(config.warmup * steps)
     if step < warmup:
         return config.lr * (step + 1) / warmup
     if config.schedule == "constant":
         return config.lr
     progress = (step - warmup) / max(steps - 1 - warmup, 1)
-    return config.lr * (config.final + (1 - config.final) * (1 + math.cos(math.pi * progress)) / 2)
+    fallen = progress if config.schedule == "poly" else (1 - math.cos(math.pi * progress)) / 2
+    return config.lr * (config.final + (1 - config.final) * (1 - fallen))
 
 
 def weight_decay(config: OptimConfig, step: int, steps: int) -> float:

@@ -241,6 +241,8 @@ def test_learning_rate_rises_then_falls_to_its_end() -> None:
     assert rates[99] == pytest.approx(0.01)
     assert sorted(rates[10:], reverse=True) == rates[10:]
     assert learning_rate(replace(config, schedule="constant"), 99, 100) == 1.0
+    even = replace(config, schedule="poly", warmup=0.0)
+    assert [learning_rate(even, step, 101) for step in (0, 50, 100)] == pytest.approx([1.0, 0.505, 0.01])
     assert learning_rate(replace(config, warmup=0.0), 0, 1) == pytest.approx(1.0)
 
 

@@ -115,7 +115,7 @@ def run(job: Job, outs: Mapping[str, Path] | None = None, join: Join | None = No
         megapixels=job.megapixels,
         seconds=time.perf_counter() - started,
         waited=waited,
-        classes=_areas(given.out, job.model.classes) if joined and "classes" in job.products else (),
+        classes=_areas(given.out, job.model.task.output.classes) if joined and "classes" in job.products else (),
         notes=tuple(notes),
     )
 
@@ -163,7 +163,7 @@ def _compute(job: Job, store: Shards, wanted: list[Shard]) -> tuple[int, int, fl
 
 def _join(job: Job, store: Shards, outs: Mapping[str, Path]) -> bool:
     """Make the files of finished shards; False where another process is at it."""
-    given, names = job.config, job.model.classes
+    given, names = job.config, job.model.task.output.classes
     # A process that computes all alone joins whatever another one, killed since, has left.
     with store.joining() if given.array is not None else contextlib.nullcontext(True) as alone:
         if not alone:
