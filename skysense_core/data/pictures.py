@@ -26,7 +26,7 @@ class Place:
 
     id: str
     epochs: tuple[Mapping[str, Path], ...]
-    """By modality, in the order of time."""
+    """By modality, in the order of time; a folder holds the bands of one picture as files."""
     mask: Path
 
 
@@ -101,8 +101,9 @@ def _common_size(place: Place) -> tuple[int, int]:
     for path in (*(path for epoch in place.epochs for path in epoch.values()), place.mask):
         if not path.exists():
             raise SkysenseError(f"{path}: no such file", fix=f"Every date of {place.id} and its mask must be there.")
-        shape = open_file(str(path), ReadOptions(), colours=False, georeferenced=False).geobox.shape
-        sizes[path] = (shape.y, shape.x)
+        for file in sorted(path.glob("*.tif")) if path.is_dir() else [path]:
+            shape = open_file(str(file), ReadOptions(), colours=False, georeferenced=False).geobox.shape
+            sizes[file] = (shape.y, shape.x)
     if len(set(sizes.values())) > 1:
         shown = ", ".join(f"{path} has {h} x {w}" for path, (h, w) in sizes.items())
         raise SkysenseError(
