@@ -198,7 +198,6 @@ DryRun = Annotated[
 ]
 
 # Output
-ClassMap = Annotated[str, typer.Argument(metavar="MAP", help="A class map that skysense predict wrote.")]
 CreationOptions = Annotated[
     list[str] | None,
     typer.Option(

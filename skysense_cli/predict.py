@@ -25,7 +25,14 @@ def predict(
         ),
     ],
     out: Annotated[
-        Path, typer.Option("--out", "-o", metavar="FILE", help="The map, a COG.", rich_help_panel=options.OUTPUT)
+        Path,
+        typer.Option(
+            "--out",
+            "-o",
+            metavar="FILE",
+            help="The map, a COG; objects: .gpkg, .parquet, .fgb, .geojson.",
+            rich_help_panel=options.OUTPUT,
+        ),
     ],
     model: options.Model = None,
     bbox: options.Bbox = None,

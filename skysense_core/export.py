@@ -23,6 +23,7 @@ from skysense_core.inference import align_of, plan_sweep
 from skysense_core.modalities import side_beside
 from skysense_core.model.exported import SUFFIXES
 from skysense_core.model.graph import example, trace, write_onnx, write_torch
+from skysense_core.tasks import ObjectOutput
 
 TOLERANCE = 1e-3
 """Largest difference of a score from the model's, in logits."""
@@ -88,6 +89,8 @@ def export(given: ExportConfig) -> ExportResult:
             f"{loaded.name} compares {loaded.task.output.epochs} dates: exported files take the images of one",
             fix="Use skysense predict with the model itself.",
         )
+    if isinstance(loaded.task.output, ObjectOutput):
+        raise UsageError(f"{loaded.name} finds objects; only models of maps are exported", fix="Use skysense predict.")
     if kind == "onnx" and len(loaded.modalities) > 1:
         raise UsageError(
             f"{loaded.name} reads {', '.join(loaded.modalities)}: ONNX is for models of one modality, "

@@ -23,9 +23,10 @@ from skysense_core.inference import align_of
 from skysense_core.modalities import CELL, Modality, finest, pixels_beside
 from skysense_core.model.decoders import resize
 from skysense_core.model.prototypes import Prototypes
+from skysense_core.model.pyramid import over_dates
 from skysense_core.model.skysense import FeatureMap, Features, SkySense
 from skysense_core.tasks import RasterOutput, default_colours
-from skysense_core.tasks.segmentation import Segmentation, over_dates
+from skysense_core.tasks.segmentation import Segmentation
 
 FUSED, FUSED_MM, ALIGNED = "fused", "fused_mm", "aligned"
 

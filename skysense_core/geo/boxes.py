@@ -3,9 +3,11 @@
 Corners are (x, y), clockwise as seen on the picture (y grows downwards). An axis-aligned box is four corners too.
 """
 
+from typing import Any
+
 import numpy as np
 import shapely
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 
 FEWEST = 1e-6
 """Area in square pixels below which a box has none."""
@@ -51,8 +53,8 @@ def shapes(corners: Float[np.ndarray, "n 4 2"]) -> np.ndarray:
     return shapely.make_valid(shapely.polygons(corners))
 
 
-def overlaps(one: np.ndarray, other: np.ndarray) -> Float[np.ndarray, "n"]:
-    """Intersection over union of two arrays of shapes, pair by pair; 0 where neither has an area."""
+def overlaps(one: Any, other: np.ndarray) -> Float[np.ndarray, "n"]:
+    """Intersection over union of one shape, or of each of an array, with those of another; 0 where there is no area."""
     common = shapely.area(shapely.intersection(one, other))
     union = shapely.area(one) + shapely.area(other) - common
     return np.divide(common, union, out=np.zeros_like(common), where=union > FEWEST)
@@ -83,15 +85,16 @@ def suppress(
         return np.empty(0, dtype=np.int64)
     order = np.lexsort((corners[:, 0, 0], corners[:, 0, 1], -scores))
     polygons, codes = shapes(corners[order]), codes[order]
-    better, worse = shapely.STRtree(polygons).query(polygons)
-    rivals = (better < worse) & (codes[better] == codes[worse])
-    if groups is not None:
-        rivals &= groups[order][better] != groups[order][worse]
-    better, worse = better[rivals], worse[rivals]
-    close = overlaps(polygons[better], polygons[worse]) > threshold
-    better, worse = better[close], worse[close]
-    kept: Bool[np.ndarray, "n"] = np.ones(len(order), dtype=bool)
-    for first in np.argsort(better, kind="stable"):
-        if kept[better[first]]:
-            kept[worse[first]] = False
+    groups = None if groups is None else groups[order]
+    tree, kept = shapely.STRtree(polygons), np.ones(len(order), dtype=bool)
+    # Best first, against what is left: in a crowd, each box that stays takes many away that are never compared.
+    for best in range(len(order)):
+        if not kept[best]:
+            continue
+        rivals = tree.query(polygons[best])
+        rivals = rivals[(rivals > best) & kept[rivals] & (codes[rivals] == codes[best])]
+        if groups is not None:
+            rivals = rivals[groups[rivals] != groups[best]]
+        if len(rivals):
+            kept[rivals[overlaps(polygons[best], polygons[rivals]) > threshold]] = False
     return order[kept]

@@ -41,8 +41,9 @@ HALF = "float16"
 class Product:
     """What the bands of one output file are."""
 
-    kind: Literal["classes", "continuous"]
-    """Classes are warped and reduced by nearest neighbour and mode, values by interpolation and averages."""
+    kind: Literal["classes", "continuous", "objects"]
+    """Classes are warped and reduced by nearest neighbour and mode, values by interpolation and averages; objects are
+    no raster but rows of a table."""
     bands: tuple[str, ...]
     """Description of each band."""
     dtype: str = "uint8"

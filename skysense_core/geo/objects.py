@@ -18,6 +18,7 @@ from skysense_core.geo.cog import FULL, scratch_beside
 from skysense_core.geo.grid import crs_of, place, transform
 from skysense_core.geo.polygons import DRIVERS, check_polygons_path
 
+SUFFIXES = (".parquet", *DRIVERS)
 COLUMNS = 11
 """Of a row of a table: 8 corner numbers (x, y) in pixels, class code, score, number of the window that found it."""
 
@@ -27,7 +28,7 @@ class ObjectWriter:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._rows: list[Float64[np.ndarray, "_ 11"]] = []
+        self._rows: list[Float64[np.ndarray, "_ 11"]] = [np.empty((0, COLUMNS))]
 
     def write(self, rows: Float64[np.ndarray, "_ 11"]) -> None:
         """Some more rows."""
@@ -37,10 +38,21 @@ class ObjectWriter:
         """Write the file, if all is there. Raises SkysenseError where that fails."""
         if not whole:
             return
+        rows = np.concatenate(self._rows)
         try:
-            np.save(self.path, np.concatenate([np.empty((0, COLUMNS)), *self._rows]), allow_pickle=False)
-        except OSError as error:
-            raise SkysenseError(f"{self.path}: cannot be written: {error.strerror}", fix=FULL) from None
+            np.save(self.path, rows, allow_pickle=False)
+            if len(np.load(self.path, mmap_mode="r")) != len(rows):
+                raise OSError("cut short")
+        except (OSError, ValueError) as error:
+            raise SkysenseError(f"{self.path}: cannot be written: {error}", fix=FULL) from None
+
+
+def of_rows(
+    rows: Float64[np.ndarray, "n 11"], within: tuple[int, int], first: int, stop: int
+) -> Float64[np.ndarray, "m 11"]:
+    """The objects whose centre lies in pixel rows `first` to `stop`, of some whose centres lie in those of `within`."""
+    row = np.floor(rows[:, 1:8:2].mean(axis=1)).clip(within[0], within[1] - 1)
+    return rows[(row >= first) & (row < stop)]
 
 
 def join_objects(parts: Sequence[Path], overlap: float) -> Float64[np.ndarray, "n 11"]:

@@ -20,6 +20,7 @@ from skysense_core.cluster import on_cluster
 from skysense_core.errors import Interrupted, SkysenseError, UsageError
 from skysense_core.geo import cog
 from skysense_core.geo.polygons import check_polygons_path, write_polygons
+from skysense_core.predict import objects
 from skysense_core.predict.elsewhere import compute_elsewhere
 from skysense_core.predict.job import Job
 from skysense_core.predict.settings import Estimate, PredictConfig
@@ -77,7 +78,7 @@ def predict(given: PredictConfig, model: LoadedModel | None = None) -> PredictRe
     finished shards stay, and the same call goes on from there.
     """
     _outputs(given)
-    return run(Job(given, model))
+    return run(_job(given, model))
 
 
 def run(job: Job, outs: Mapping[str, Path] | None = None, join: Join | None = None) -> PredictResult:
@@ -123,7 +124,13 @@ def run(job: Job, outs: Mapping[str, Path] | None = None, join: Join | None = No
 def estimate(given: PredictConfig, model: LoadedModel | None = None) -> Estimate:
     """What `predict` would take; nothing is written. Raises as `predict` does before its first window."""
     _outputs(given)
-    return Job(given, model).estimate()
+    return _job(given, model).estimate()
+
+
+def _job(given: PredictConfig, model: LoadedModel | None) -> Job:
+    job = Job(given, model)
+    objects.check_kind(given.out, job.model.task.output)
+    return job
 
 
 def finish(out: Path, creation_options: Mapping[str, str]) -> tuple[Path, ...]:
@@ -131,11 +138,17 @@ def finish(out: Path, creation_options: Mapping[str, str]) -> tuple[Path, ...]:
 
     Raises UsageError where there are no shards, and SkysenseError where some are missing.
     """
-    check_geotiff(out)
+    if out.suffix.lower() not in objects.SUFFIXES:
+        check_geotiff(out)
     plan = stored_plan(out)
     if plan is None:
         raise UsageError(f"{out}: no shards of a prediction beside it", fix="Run skysense predict first.")
     store = Shards(out, plan)
+    if objects.NAME in plan.products:
+        with runtime.interruptible(f"joining {KEPT}"):
+            objects.join(store, out)
+        store.remove()
+        return (out,)
     with runtime.interruptible(f"joining {KEPT}"), store.joined(creation_options) as finished:
         outs = {name: path_of(out, name) for name in finished}
         for name, copy in finished.items():
@@ -168,6 +181,12 @@ def _join(job: Job, store: Shards, outs: Mapping[str, Path]) -> bool:
     with store.joining() if given.array is not None else contextlib.nullcontext(True) as alone:
         if not alone:
             return False
+        if objects.NAME in job.products:
+            found = objects.join(store, given.out)
+            counts = ", ".join(f"{count} {name}" for name, count in found.items() if count)
+            job.notes.append(f"{sum(found.values())} objects" + (f": {counts}" if counts else ""))
+            store.remove()
+            return True
         with store.joined(given.creation_options) as finished:
             if not cog.shows_anything(next(iter(finished.values()))):
                 where = ", ".join(given.inputs)
@@ -213,6 +232,9 @@ def _outputs(given: PredictConfig) -> dict[str, Path]:
     Raises UsageError where one is no file of its kind or exists, and SkysenseError where its folder does not.
     """
     out = given.out
+    if objects.wanted(given):
+        check_new([out], overwrite=given.overwrite)
+        return {objects.NAME: out}
     check_geotiff(out)
     wanted = {
         "classes": True,
@@ -232,7 +254,9 @@ def _outputs(given: PredictConfig) -> dict[str, Path]:
 def check_geotiff(out: Path) -> None:
     """Raises UsageError where a path is no name of a GeoTIFF."""
     if out.is_dir() or out.suffix.lower() not in (".tif", ".tiff"):
-        raise UsageError(f"--out {out}: not the name of a GeoTIFF", fix="For example --out map.tif")
+        raise UsageError(
+            f"--out {out}: not the name of a GeoTIFF", fix="For example --out map.tif; objects: --out objects.gpkg"
+        )
 
 
 def check_new(paths: Iterable[Path], *, overwrite: bool) -> None:

@@ -27,6 +27,7 @@ from skysense_core.geo.windows import Window, window_over
 from skysense_core.inference import MARGIN, Meter, Plan, plan_sweep, strip_width, strips_of, sweep
 from skysense_core.merge.raster import Part
 from skysense_core.modalities import Modality, finest
+from skysense_core.tasks import ObjectOutput
 from skysense_core.types import IGNORE
 
 CHUNK = 2048
@@ -69,6 +70,8 @@ def predict_array(
             f"{loaded.name} compares {loaded.task.output.epochs} dates, and arrays are imagery of one",
             fix="Write them as files, and use predict: before, then after.",
         )
+    if isinstance(loaded.task.output, ObjectOutput):
+        raise UsageError(f"{loaded.name} finds objects, no map", fix="skysense predict SCENE --out objects.gpkg")
     arrays = _by_modality(scene, loaded.modalities)
     stacks = {name: open_modality(array, loaded.modalities[name], read or {}) for name, array in arrays.items()}
     plan = plan_sweep(stacks, loaded.modalities, window=window, shared=overlap)

@@ -28,6 +28,7 @@ from skysense_core.geo.grid import ground_gsd
 from skysense_core.geo.windows import Window
 from skysense_core.inference import STRIP_BYTES, Meter, plan_sweep, strip_width, sweep, write_behind
 from skysense_core.merge import Merger
+from skysense_core.predict import objects
 from skysense_core.predict.products import Encode, encoder, products_of, within
 from skysense_core.predict.settings import Estimate, PredictConfig
 from skysense_core.predict.shards import (
@@ -41,6 +42,7 @@ from skysense_core.predict.shards import (
     shard_rows,
     stored_plan,
 )
+from skysense_core.tasks import ObjectOutput
 
 
 class Job:
@@ -252,7 +254,9 @@ class Job:
 
     def _products(self) -> dict[str, Product]:
         """What is written, by name; the main one first."""
-        given = self.config
+        given, output = self.config, self.model.task.output
+        if isinstance(output, ObjectOutput):
+            return {objects.NAME: objects.product(output, self._tags())}
         return products_of(
             self.model.task,
             confidence=self.confidence,
@@ -263,7 +267,10 @@ class Job:
 
     def _encoder(self) -> Encode:
         """What turns finished rows into them."""
-        return encoder(self.model.task, self.products, self.confidence)
+        scene, task = self.plan.scene, self.model.task
+        if objects.NAME in self.products:
+            return objects.encoder(task, self.plan.region, objects.in_pixels(scene.area, scene.cells))
+        return encoder(task, self.products, self.confidence)
 
     def _notes(self) -> list[str]:
         stacks, model = self.plan.scene.stacks, self.model

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import torch
@@ -23,9 +23,9 @@ LEVELS = 254
 """Steps in which a probability is stored in a byte: probability = number / 254; 255 is nodata."""
 
 Measure: TypeAlias = Literal["max", "margin", "entropy"]
-Arrays: TypeAlias = dict[str, Num[np.ndarray, "_ n w"]]
-"""By product: its bands of some rows."""
-Encode: TypeAlias = Callable[[Part], Arrays]
+Arrays: TypeAlias = dict[str, Num[np.ndarray, "..."]]
+"""By product: its bands of some rows, or the objects in them."""
+Encode: TypeAlias = Callable[[Any], Arrays]
 """What turns finished rows into the stored numbers of every product."""
 
 CONFIDENCE: dict[Measure, str] = {
@@ -96,8 +96,11 @@ def encoder(task: Task, names: Collection[str], confidence: Measure | None) -> E
 
 
 def within(encode: Encode, products: Mapping[str, Product], grid: GeoBox, area: GeoDataFrame | None) -> Encode:
-    """`encode` with nodata outside `area`, where there is one; `grid` is the one on which parts are counted."""
-    if area is None:
+    """`encode` with nodata outside `area`, where there is one; `grid` is the one on which parts are counted.
+
+    Objects have no nodata: what makes their rows leaves out what lies outside.
+    """
+    if area is None or any(product.kind == "objects" for product in products.values()):
         return encode
 
     def inside(part: Part) -> Arrays:

@@ -30,6 +30,7 @@ from skysense_core.errors import SkysenseError, UsageError
 from skysense_core.geo.cog import BLOCK, FULL, Product, RowWriter, scratch_beside, warp, write_cog
 from skysense_core.geo.grid import differ
 from skysense_core.geo.mosaic import write_vrt
+from skysense_core.geo.objects import ObjectWriter, of_rows
 from skysense_core.geo.polygons import sieve
 from skysense_core.geo.windows import Window
 
@@ -173,17 +174,21 @@ class Shards:
         """The shards that are not."""
         return [shard for shard in self.shards if not (self.folder / shard.name).is_dir()]
 
+    def refuse_missing(self) -> None:
+        """Raises SkysenseError where a shard is missing."""
+        if self.missing():
+            raise SkysenseError(
+                f"{self.out}: {len(self.missing())} of {len(self.shards)} shards are not finished",
+                fix="Run the same skysense command again to compute them.",
+            )
+
     @contextlib.contextmanager
     def drafts(self) -> Iterator[dict[str, Path]]:
         """Within, every product as a virtual raster over the shards, on the predicted grid.
 
         Raises SkysenseError where a shard is missing.
         """
-        if self.missing():
-            raise SkysenseError(
-                f"{self.out}: {len(self.missing())} of {len(self.shards)} shards are not finished",
-                fix="Run the same skysense command again to compute them.",
-            )
+        self.refuse_missing()
         grid, drafts = grid_of(self.plan.grid), {}
         # Among the shards: what a killed process leaves there goes with them.
         with scratch_beside(self.folder / self.out.name) as scratch:
@@ -248,13 +253,13 @@ class ShardWriter:
         self.products = {name: store.plan.product(name) for name in store.plan.products}
         self._row = run[0].window.row
         self._draft: Path | None = None
-        self._writers: dict[str, RowWriter] = {}
+        self._writers: dict[str, RowWriter | ObjectWriter] = {}
 
-    def take(self, item: tuple[Window, Mapping[str, Num[np.ndarray, "_ _ _"]]]) -> None:
+    def take(self, item: tuple[Window, Mapping[str, Num[np.ndarray, "..."]]]) -> None:
         """`write` of a pair."""
         self.write(*item)
 
-    def write(self, window: Window, arrays: Mapping[str, Num[np.ndarray, "_ _ _"]]) -> None:
+    def write(self, window: Window, arrays: Mapping[str, Num[np.ndarray, "..."]]) -> None:
         """The next rows of every product; `window` is their place in the region."""
         row = window.row
         while row < window.row_stop:
@@ -265,7 +270,11 @@ class ShardWriter:
             stop = min(window.row_stop, shard.window.row_stop)
             place = Window(row=row - shard.window.row, col=0, height=stop - row, width=window.width)
             for name, rows in arrays.items():
-                self._writers[name].write(place, rows[:, row - window.row : stop - window.row])
+                writer = self._writers[name]
+                if isinstance(writer, ObjectWriter):
+                    writer.write(of_rows(rows, (window.row, window.row_stop), row, stop))
+                else:
+                    writer.write(place, rows[:, row - window.row : stop - window.row])
             if stop == shard.window.row_stop:
                 self._finish(shard)
             row = self._row = stop
@@ -277,7 +286,10 @@ class ShardWriter:
             raise SkysenseError(f"{self.store.folder}: {error.strerror}", fix=FULL) from None
         ground = shard.window.geobox(self.grid)
         for name, product in self.products.items():
-            self._writers[name] = RowWriter(self._draft / f"{name}.tif", ground, product)
+            if product.kind == "objects":
+                self._writers[name] = ObjectWriter(self._draft / f"{name}.npy")
+            else:
+                self._writers[name] = RowWriter(self._draft / f"{name}.tif", ground, product)
 
     def _finish(self, shard: Shard) -> None:
         assert self._draft is not None

@@ -82,7 +82,7 @@ class ObjectOutput:
     """Whether outlines have a direction."""
     cell: ClassVar[None] = None
     epochs: ClassVar[int] = 1
-    channels: ClassVar[int] = 0
+    channels: ClassVar[int] = 1
     kind: ClassVar[str] = "object-detection"
 
     @property

@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float32
+from jaxtyping import Float, Float32, Float64
 from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
@@ -135,9 +135,9 @@ class Detection:
         """Collects what each window is to answer for."""
         return ObjectMerger(lattice, strip)
 
-    def decode(self, scores: Float[Tensor, "n 10"], valid: Tensor) -> Float[np.ndarray, "n 10"]:
-        """The detections as they are."""
-        return scores.cpu().numpy()
+    def decode(self, scores: Float64[np.ndarray, "n 11"], valid: Tensor) -> Float64[np.ndarray, "n 11"]:
+        """The merger's rows as they are: neighbouring strips are still to be joined."""
+        return scores
 
 
 def objects_of(label: Label) -> Objects:

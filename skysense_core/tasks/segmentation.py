@@ -23,7 +23,7 @@ from skysense_core.merge.raster import RasterMerger
 from skysense_core.metrics import ClassMapMetrics
 from skysense_core.modalities import Modality, finest
 from skysense_core.model.decoders import Fcn, FeaturePyramid, LevelPyramid, UperNet, resize
-from skysense_core.model.skysense import FeatureMap, SkySense
+from skysense_core.model.skysense import SkySense
 from skysense_core.tasks import RasterOutput, default_colours
 from skysense_core.types import IGNORE, Label, Split
 
@@ -203,9 +203,3 @@ class DenseModel(nn.Module):
         extent = [round(side * stride) for side in maps[0].shape[-2:]]
         h, w = batch.epochs[0][self.encoder.reference].pixels.shape[-2:]
         return resize(logits, extent)[..., :h, :w]
-
-
-def over_dates(level: FeatureMap, seen: Bool[Tensor, "b t"]) -> Float[Tensor, "b d h w"]:
-    """The mean over the images that show anything."""
-    weight = seen[:, :, None, None, None].to(level.tensor.dtype)
-    return (level.tensor * weight).sum(dim=1) / weight.sum(dim=1).clamp(min=1)
