@@ -2,7 +2,8 @@
 
 Layout, `Onera Satellite Change Detection dataset - ` before each folder's name: `Images/{train,test}.txt` (names of
 cities, comma separated), `Images/<city>/imgs_{1,2}_rect/B02.tif` and so on, and
-`{Train,Test} Labels/<city>/cm/<city>-cm.tif` (1 unchanged, 2 changed). The part that validates is taken from the training cities by a hash of their names.
+`{Train,Test} Labels/<city>/cm/<city>-cm.tif` (1 unchanged, 2 changed). The part that validates is taken from the
+training cities by a hash of their names.
 """
 
 from collections.abc import Mapping
@@ -17,6 +18,7 @@ from skysense_core.data.pictures import PicturesSplit, Place, open_places
 from skysense_core.errors import SkysenseError, UsageError
 from skysense_core.geo.labels import Legend
 from skysense_core.modalities import Modality, load
+from skysense_core.sources import About
 from skysense_core.types import PartName
 
 PREFIX = "Onera Satellite Change Detection dataset - "
@@ -30,6 +32,14 @@ class Oscd:
     """The `[data]` table of OSCD."""
 
     looked_for: ClassVar[str] = f"a folder with '{IMAGES}/train.txt'"
+    about: ClassVar[About] = About(
+        tasks=("change",),
+        modalities=("s2",),
+        classes="2",
+        split="train and test cities as published; a share of train validates",
+        licence="see its page",
+        where="rcdaudt.github.io/oscd",
+    )
 
     path: Path
     val_share: Annotated[float, Field(gt=0, lt=1)] = 0.2
