@@ -6,9 +6,8 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import TypeVar
 
-from tqdm import tqdm
-
 from skysense_core.errors import SkysenseError, UsageError
+from skysense_core.progress import Bar
 
 T, R = TypeVar("T"), TypeVar("R")
 
@@ -61,7 +60,7 @@ def on_cluster(
         log.info("%d workers; dashboard: %s", known, client.dashboard_link)
         pieces = divide(PIECES * known)
         futures = client.map(work, pieces, retries=RETRIES, pure=False)
-        for future in tqdm(as_completed(futures), total=len(futures), unit="piece", disable=None):
+        for future in Bar(as_completed(futures), total=len(futures), unit="piece"):
             try:
                 yield future.result()
             except KilledWorker as error:

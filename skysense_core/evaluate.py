@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
-from tqdm import tqdm
 
 from skysense_core import baselines, checkpoint, config, runtime, sources
 from skysense_core.checkpoint import LoadedModel
@@ -18,6 +17,7 @@ from skysense_core.data.chips import EvaluationChips
 from skysense_core.data.loader import evaluation_loader, label_fraction
 from skysense_core.errors import SkysenseError, UsageError
 from skysense_core.metrics import ClassMapMetrics, plot_confusion
+from skysense_core.progress import Bar
 from skysense_core.runs import CONFIG, METRICS
 from skysense_core.sources import Source
 from skysense_core.tasks import measure
@@ -80,7 +80,7 @@ def evaluate(given: EvaluateConfig) -> EvaluateResult:
     def batches(split: Split, task: str) -> Iterator[Batch]:
         chips = EvaluationChips(split, loaded.modalities, loaded.task.encode, whole=loaded.task.whole)
         loader = evaluation_loader(chips, batch_size=given.batch_size, workers=workers)
-        yield from tqdm(loader, task, math.ceil(len(chips) / given.batch_size), unit="batch", disable=None)
+        yield from Bar(loader, task, math.ceil(len(chips) / given.batch_size), unit="batch")
 
     split = _open(source, given.split, loaded)
     model = measure(loaded.task, loaded.model, batches(split, "model"), device, given.precision)

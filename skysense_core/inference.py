@@ -26,7 +26,6 @@ from odc.geo.geobox import GeoBox
 from pyproj.exceptions import CRSError
 from shapely.geometry.base import BaseGeometry
 from torch import Tensor, device
-from tqdm import tqdm
 
 from skysense_core.data.batch import Batch, Series, collate
 from skysense_core.data.scene import Scene, model_grid
@@ -38,6 +37,7 @@ from skysense_core.geo.vector import load_aoi, load_polygons
 from skysense_core.geo.windows import Lattice, Window, cells_of, lattice_for, window_over
 from skysense_core.merge import Merger
 from skysense_core.modalities import CELL, CELLS, Modality, finest
+from skysense_core.progress import Bar
 from skysense_core.types import Sample
 
 T = TypeVar("T")
@@ -230,6 +230,8 @@ def observations(batch: Batch, reference: str, cell: int = 1) -> UInt8[Tensor, "
 
 def _observations(images: Mapping[str, Series], reference: str, cell: int) -> UInt8[Tensor, "b _ _"]:
     valid = images[reference].valid
+    if len(images) == cell == valid.shape[1] == 1:  # nothing to count: most scenes, at a tenth of the time
+        return valid[:, 0].to(torch.uint8)
     count = valid.sum(dim=1, dtype=torch.float32)
     for name, series in images.items():
         if name != reference:
@@ -279,7 +281,7 @@ class Meter:
         self.skipped = 0
         self.waited = 0.0
         self._megapixels = pixels / max(windows, 1) / 1e6
-        self._bar = tqdm(total=windows, unit="window", disable=None if shown else True, smoothing=0.05)
+        self._bar = Bar(total=windows, unit="window", shown=shown, smoothing=0.05)
 
     def passed(self, *, skipped: bool, waited: float) -> None:
         """One more window has been read."""

@@ -20,13 +20,13 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
-from tqdm import tqdm
 
 from skysense_core import optim, parallel, runtime
 from skysense_core.data.batch import Batch
 from skysense_core.errors import Interrupted, SkysenseError, UsageError
 from skysense_core.flops import count_flops
 from skysense_core.optim import OptimConfig
+from skysense_core.progress import Bar
 from skysense_core.runs import RunLog, RunState, begin
 
 log = logging.getLogger(__name__)
@@ -183,7 +183,7 @@ class Trainer:
         model = self.objective if config.shard_model else parallel.copies(self.objective)
         with (
             RunLog(self.folder, after=step, peak=peak) as run_log,
-            tqdm(total=self.steps, initial=step, unit="step", disable=None if runtime.rank() == 0 else True) as bar,
+            Bar(total=self.steps, initial=step, unit="step", shown=runtime.rank() == 0) as bar,
             runtime.noted_signals() as signals,
         ):
             while step < self.steps:

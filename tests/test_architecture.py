@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[1]
 CORE, CLI = "skysense_core", "skysense_cli"
 
 ROWS = (
-    {"types", "config", "registry", "errors", "runtime"},
+    {"types", "config", "registry", "errors", "progress", "runtime"},
     {"losses", "geo", "optim", "metrics", "modalities", "parallel", "flops", "data.batch"},
     {"model", "data", "merge", "average_precision", "cards", "runs"},
     {"tasks", "sources"},

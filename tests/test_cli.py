@@ -1,5 +1,6 @@
 """The command line as an analyst meets it: what is printed where, exit codes, and messages that say what to do."""
 
+import io
 import json
 import re
 import signal
@@ -16,9 +17,10 @@ import pytest
 from odc.geo.geobox import GeoBox
 from shapely import box
 
-from skysense_cli import tables
+from skysense_cli import console, tables
 from skysense_cli.app import main
 from skysense_core.errors import SkysenseError, UsageError
+from skysense_core.progress import Bar
 
 GRID = GeoBox.from_bbox((300000, 5800000, 302560, 5801280), "EPSG:32633", resolution=10)
 """256 x 128 pixels of 10 m: large enough for both halves to have blocks of their own."""
@@ -240,3 +242,24 @@ def test_options_of_regions_are_refused_without_them(run: Run) -> None:
     done = run("predict", "scene.tif", "--out", "map.tif", "--keep-going")
     assert done.code == 2
     assert "--keep-going are for --regions" in done.stderr
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_quiet_hides_the_bars_of_a_terminal() -> None:
+    drawn = {}
+    for quiet in (False, True):
+        console.start_logging(quiet=quiet, verbose=False)
+        screen = Terminal()
+        with Bar(total=2, file=screen) as bar:
+            bar.update()
+        drawn[quiet] = screen.getvalue()
+    assert "1/2" in drawn[False]
+    assert drawn[True] == ""
+    console.start_logging(quiet=False, verbose=False)
+    off, shown = io.StringIO(), Terminal()
+    assert [*Bar(range(2), file=off), *Bar(range(2), file=shown, shown=False)] == [0, 1, 0, 1]
+    assert off.getvalue() == shown.getvalue() == ""

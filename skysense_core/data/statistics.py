@@ -5,10 +5,10 @@ from dataclasses import dataclass
 import numpy as np
 from einops import rearrange
 from jaxtyping import Float, Int
-from tqdm import tqdm
 
 from skysense_core.data import labels
 from skysense_core.errors import SkysenseError
+from skysense_core.progress import Bar
 from skysense_core.types import Raster, Split
 
 
@@ -57,7 +57,7 @@ def measure_bands(split: Split, *, most: int = 256) -> dict[str, BandStatistics]
     Raises SkysenseError for a modality without a valid pixel or with a constant band, which cannot be normalised.
     """
     found: dict[str, BandStatistics] = {}
-    for index in tqdm(spread(len(split), most), desc="statistics", unit="sample", disable=None):
+    for index in Bar(spread(len(split), most), desc="statistics", unit="sample"):
         for epoch in split[index].epochs:
             for name, raster in epoch.items():
                 own = BandStatistics.of(raster)
@@ -74,7 +74,7 @@ def measure_bands(split: Split, *, most: int = 256) -> dict[str, BandStatistics]
 def count_classes(split: Split, *, most: int = 4096) -> Int[np.ndarray, "k"]:
     """Labelled pixels (samples, objects) of every class over at most `most` evenly spaced samples."""
     found = np.zeros(len(split.classes), dtype=np.int64)
-    for index in tqdm(spread(len(split), most), desc="labels", unit="sample", disable=None):
+    for index in Bar(spread(len(split), most), desc="labels", unit="sample"):
         found += labels.counts(split.label(index), len(found))
     return found
 

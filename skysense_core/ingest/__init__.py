@@ -27,7 +27,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from skysense_core import sources
 from skysense_core.data.store import DESCRIPTION, FAILURES, INDEX, SHARDS, Description, load_description, read_index
@@ -40,6 +39,7 @@ from skysense_core.ingest.items import with_items
 from skysense_core.ingest.layout import plan_layout
 from skysense_core.ingest.pack import WORK, finished, write_shard
 from skysense_core.ingest.settings import IngestConfig
+from skysense_core.progress import Bar
 
 __all__ = ["Estimate", "IngestConfig", "IngestResult", "Work", "estimate", "ingest", "plan", "run"]
 
@@ -219,7 +219,7 @@ def _make(work: Work, missing: Sequence[int]) -> None:
     """Make shards, here or in processes of their own."""
     jobs = min(work.given.jobs, len(missing))
     total = sum(work.count(number) for number in missing)
-    with tqdm(total=total, desc="ingest", unit="sample", disable=None) as bar:
+    with Bar(total=total, desc="ingest", unit="sample") as bar:
         if jobs <= 1:
             for number in missing:
                 _make_one(work, number)

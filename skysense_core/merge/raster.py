@@ -66,9 +66,9 @@ class RasterMerger:
             window = Window(row=self.top, col=self.strip.col, height=n, width=self.strip.width)
             yield Part(window=window, scores=self.scores[:, :n], seen=self.seen[:n])
             for plane in (*self.scores, self.seen):
-                kept = plane[n:].clone()
-                plane.zero_()
-                plane[: len(kept)] = kept
+                kept = plane[n:]
+                plane[: len(kept)] = kept if len(kept) <= n else kept.clone()  # they may share rows
+                plane[len(kept) :].zero_()
             self.top += n
 
 

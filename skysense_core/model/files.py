@@ -18,10 +18,10 @@ import torch
 from jaxtyping import Shaped
 from safetensors import safe_open
 from torch import Tensor
-from tqdm import tqdm
 
 from skysense_core import runtime
 from skysense_core.errors import SkysenseError
+from skysense_core.progress import Bar
 
 BLOCK = 2**24
 """Bytes that are read, or numbers that are written, in one go."""
@@ -76,14 +76,14 @@ def check_archive(path: Path) -> None:
                     f"{path}: its parts are compressed or overlap, so that they would take more room than the file",
                     fix="torch.save never writes such a file. Get it again from its authors.",
                 )
-            with tqdm(total=path.stat().st_size, unit="B", unit_scale=True, desc=path.name, disable=None) as bar:
+            with Bar(total=path.stat().st_size, unit="B", unit_scale=True, desc=path.name) as bar:
                 for one in records:
                     check_record(path, archive, one, bar)
     except (zipfile.BadZipFile, OSError, EOFError, struct.error, NotImplementedError, RuntimeError) as error:
         raise SkysenseError(f"{path}: truncated or altered: {error}", fix=DAMAGED) from error
 
 
-def check_record(path: Path, archive: zipfile.ZipFile, record: zipfile.ZipInfo, bar: tqdm) -> None:
+def check_record(path: Path, archive: zipfile.ZipFile, record: zipfile.ZipInfo, bar: Bar) -> None:
     """Compare the checksum of a record."""
     wanted, found = record.CRC, 0
     if wanted != NO_CHECKSUM:
@@ -122,8 +122,7 @@ def save_file(tensors: Mapping[str, Shaped[Tensor, "..."]], path: Path, *, mappe
         header[key] = {"dtype": DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [start, end]}
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
-    hidden = None if mapped else True
-    with path.open("wb") as file, tqdm(total=end, unit="B", unit_scale=True, desc=path.name, disable=hidden) as bar:
+    with path.open("wb") as file, Bar(total=end, unit="B", unit_scale=True, desc=path.name, shown=mapped) as bar:
         file.write(struct.pack("<Q", len(text)) + text)
         for tensor in tensors.values():
             rows = max(BLOCK // max(tensor[:1].numel(), 1), 1) if tensor.ndim else 1

@@ -7,14 +7,13 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from tqdm import tqdm
-
 from skysense_core.errors import Interrupted, SkysenseError, UsageError
 from skysense_core.geo.grid import crs_of
 from skysense_core.geo.regions import Region, read_regions
 from skysense_core.predict import PredictResult, run
 from skysense_core.predict.job import Job
 from skysense_core.predict.settings import Estimate, PredictConfig
+from skysense_core.progress import Bar
 
 log = logging.getLogger(__name__)
 
@@ -79,7 +78,7 @@ def predict_regions(
 
     with ThreadPoolExecutor(1, thread_name_prefix="prepare") as pool:
         ahead = pool.submit(prepare, left[0]) if left else None
-        for number, region in enumerate(tqdm(left, desc="regions", unit="region", disable=None)):
+        for number, region in enumerate(Bar(left, desc="regions", unit="region")):
             assert ahead is not None
             prepared, ahead = ahead, pool.submit(prepare, left[number + 1]) if number + 1 < len(left) else None
             done = RegionOutcome(id=region.id, path=outs[region.id])

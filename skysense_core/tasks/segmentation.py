@@ -202,4 +202,5 @@ class DenseModel(nn.Module):
         # Where pixels are no whole number of patches, the maps reach beyond them.
         extent = [round(side * stride) for side in maps[0].shape[-2:]]
         h, w = batch.epochs[0][self.encoder.reference].pixels.shape[-2:]
-        return resize(logits, extent)[..., :h, :w]
+        # Exact and class by class while they are few: what follows is as large as the image and its cost is memory.
+        return resize(logits.float().contiguous(), extent)[..., :h, :w]
