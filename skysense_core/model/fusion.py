@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from skysense_core.model.presets import FusionSpec
-from skysense_core.model.vit import transformer
+from skysense_core.model.vit import attend, transformer
 
 CHUNK = {"cpu": 2**23, "cuda": 2**27}
 """Most numbers in the token tensor of one pass: it bounds memory on large grids, and on a CPU stays near the cache."""
@@ -60,6 +60,6 @@ def extra_token_after(layer: Any, x: Float[Tensor, "n t e"], mask: Bool[Tensor, 
     y = layer.norm1(x)
     q = rearrange(F.linear(y[:, :1], weight[:width], bias[:width]), "n t (h d) -> n h t d", h=h)
     k, v = rearrange(F.linear(y, weight[width:], bias[width:]), "n t (two h d) -> two n h t d", two=2, h=h)
-    seen = rearrange(F.scaled_dot_product_attention(q, k, v, attn_mask=mask), "n h t d -> n t (h d)")
+    seen = rearrange(attend(q, k, v, mask), "n h t d -> n t (h d)")
     first = x[:, :1] + layer.drop_path1(layer.attn.proj(seen))
     return (first + layer.drop_path2(layer.mlp(layer.norm2(first))))[:, 0]
