@@ -148,7 +148,10 @@ Model = Annotated[
     Path | None, typer.Option("--model", "-m", metavar="RUN", help="A run or model folder.", rich_help_panel=MODEL)
 ]
 BatchSize = Annotated[
-    int | None, typer.Option(min=1, metavar="N", help="Samples or windows per forward pass.", rich_help_panel=MACHINE)
+    int | None,
+    typer.Option(
+        min=1, metavar="N", help="Samples or windows at a time; of a training, per step.", rich_help_panel=MACHINE
+    ),
 ]
 Device = Annotated[
     str | None, typer.Option(metavar="NAME", help="auto, cpu, cuda, cuda:1, mps.", rich_help_panel=MACHINE)

@@ -173,7 +173,7 @@ def _trained(given: FinetuneConfig, device: torch.device) -> RunResult:
     run = _Run(resolved, task, model, train=train, val=val, device=device)
     log.info(
         "%s on %s: %d training and %d validation samples, %d steps of %d on %s, %.1f M parameters",
-        *(given.task["name"], source_name, len(train), len(val), steps, resolved.train.samples_per_step, device),
+        *(given.task["name"], source_name, len(train), len(val), steps, resolved.train.batch_size, device),
         sum(parameter.numel() for parameter in model.parameters()) / 1e6,
     )
     objective = Supervised(task, model)
@@ -247,7 +247,7 @@ class _Run:
                 "training_samples": len(self.train_chips.split),
                 "validation_samples": len(self.val_chips.split),
                 "steps": settings.train.steps,
-                "samples_per_step": settings.train.samples_per_step,
+                "samples_per_step": settings.train.batch_size,
                 "start": "from scratch" if settings.init is None else settings.init.name,
                 "seed": settings.train.seed,
             },

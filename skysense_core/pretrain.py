@@ -155,9 +155,9 @@ def _trained(given: PretrainConfig, device: torch.device) -> PretrainResult:
             "one sample only: there is no other place that it could be told from",
             fix="Give more data, or cut the scene into smaller samples.",
         )
-    if len(train) < given.train.batch_size:
+    if len(train) < given.train.per_pass:
         raise SkysenseError(
-            f"{len(train)} samples are fewer than one batch of {given.train.batch_size}: a place would be its own"
+            f"{len(train)} samples are fewer than one batch of {given.train.per_pass}: a place would be its own"
             " counterexample",
             fix=f"--batch-size {len(train)}, or more data",
         )
@@ -180,7 +180,7 @@ def _trained(given: PretrainConfig, device: torch.device) -> PretrainResult:
     run = _Run(resolved, learning, train=train, device=device)
     log.info(
         "%s: %d samples, %d steps of %d on %s, %.1f M parameters and as many in the teacher",
-        *(source_name, len(train), steps, resolved.train.samples_per_step, device),
+        *(source_name, len(train), steps, resolved.train.batch_size, device),
         sum(parameter.numel() for parameter in student.parameters()) / 1e6,
     )
     if run.probe is not None and not given.resume and runtime.rank() == 0:
@@ -266,7 +266,7 @@ class _Run:
                 "data": Path(settings.data.get("path", settings.data["source"])).name,
                 "training_samples": len(self.chips.split),
                 "steps": settings.train.steps,
-                "samples_per_step": settings.train.samples_per_step,
+                "samples_per_step": settings.train.batch_size,
                 "start": "from scratch" if settings.init is None else settings.init.name,
                 "seed": settings.train.seed,
                 "labels": "none: self-supervised",

@@ -43,9 +43,10 @@ class TrainConfig:
     epochs: Annotated[float, Field(gt=0)] | None = None
     """Passes over the training samples."""
     batch_size: Positive = 8
-    """Samples per forward pass, of all processes together; each takes an equal, contiguous part of them."""
-    accumulate: Positive = 1
-    """Forward passes per step; a step learns from batch_size x accumulate samples."""
+    """Samples that a step learns from, of all processes together."""
+    micro_batch: Positive | None = None
+    """Samples per forward pass, of all processes together; each takes an equal, contiguous part of them. Where it is
+    smaller than batch_size a step takes several passes. Not given: one."""
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     """auto: bf16 where the hardware has it."""
     seed: int = 0
@@ -66,25 +67,39 @@ class TrainConfig:
     """What the device can do per second, for the share of it that is used; not given: known for some GPUs in bf16."""
 
     @property
-    def samples_per_step(self) -> int:
-        return self.batch_size * self.accumulate
+    def per_pass(self) -> int:
+        """Samples of all processes in a forward pass."""
+        return self.micro_batch or self.batch_size
+
+    @property
+    def passes(self) -> int:
+        """Forward passes per step."""
+        return self.batch_size // self.per_pass
 
     def own_part(self) -> int:
-        """Samples per forward pass of this process. Raises UsageError where the processes cannot share them evenly."""
+        """Samples per forward pass of this process. Raises UsageError where a step has no whole number of passes, or
+        the processes cannot share one evenly."""
         processes = runtime.world()
-        if self.batch_size % processes:
+        if self.batch_size % self.per_pass:
             raise UsageError(
-                f"train.batch_size = {self.batch_size} samples cannot be shared evenly by {processes} processes",
-                fix=f"--batch-size {math.ceil(self.batch_size / processes) * processes}",
+                f"train.batch_size = {self.batch_size} is no multiple of train.micro_batch = {self.per_pass}",
+                fix=f"--batch-size {math.ceil(self.batch_size / self.per_pass) * self.per_pass}",
             )
-        return self.batch_size // processes
+        if self.per_pass % processes:
+            even = math.ceil(self.per_pass / processes) * processes
+            name = "batch_size" if self.micro_batch is None else "micro_batch"
+            raise UsageError(
+                f"train.{name} = {self.per_pass} samples cannot be shared evenly by {processes} processes",
+                fix=f"--batch-size {even}" if self.micro_batch is None else f"--set train.micro_batch={even}",
+            )
+        return self.per_pass // processes
 
     def steps_for(self, samples: int) -> int:
         """Steps of a training on so many samples. Raises UsageError where `steps` and `epochs` are both given."""
         if self.steps is not None and self.epochs is not None:
             raise UsageError("train.steps and train.epochs are both given", fix="Give one of them.")
         if self.epochs is not None:
-            return max(math.ceil(self.epochs * samples / self.samples_per_step), 1)
+            return max(math.ceil(self.epochs * samples / self.batch_size), 1)
         return self.steps or 2000
 
 
@@ -173,7 +188,7 @@ class Trainer:
         save_every = config.save_every or validate_every
         if step:
             log.info("resuming after step %d of %d", step, self.steps)
-        batches = iter(self.batches(step * config.accumulate))
+        batches = iter(self.batches(step * config.passes))
         first = list(islice(batches, 1 if step < self.steps else 0))
         begin(self.folder, self.written, resume=resume)
         peak = config.peak_tflops * 1e12 if config.peak_tflops else runtime.peak_flops(self.device, config.precision)
@@ -216,16 +231,16 @@ class Trainer:
         sums: dict[str, Tensor] = {}
         ids: list[tuple[str, ...]] = []
         totals: list[Float[Tensor, ""]] = []
-        for number in range(config.accumulate):
+        for number in range(config.passes):
             with run_log.waiting():
                 batch = next(batches).to(self.device)
-            with parallel.gathering(model, last=number == config.accumulate - 1):
+            with parallel.gathering(model, last=number == config.passes - 1):
                 with runtime.autocast(self.device, config.precision):
                     losses = model(batch)
                 total = torch.stack(list(losses.values())).sum()
-                (total / config.accumulate).backward()
+                (total / config.passes).backward()
             for name, value in losses.items():
-                sums[name] = sums.get(name, 0.0) + value.detach() / config.accumulate
+                sums[name] = sums.get(name, 0.0) + value.detach() / config.passes
             ids.append(batch.ids)
             totals.append(total.detach())
             run_log.count(len(batch.ids) * runtime.world(), flops)

@@ -73,7 +73,7 @@ def table(path: Path, out: Path, **changes: Any) -> dict[str, Any]:
         "model": {"preset": "nano"},
         "views": {"global_cells": 8, "local_cells": 4, "window_cells": 12, "local_views": 1},
         "method": {"hidden": 32, "answers": 48, "bottleneck": 16, "clusters": 2},
-        "train": {"steps": 4, "batch_size": 2, "accumulate": 2, "validate_every": 4, "save_every": 1, "log_every": 1},
+        "train": {"steps": 4, "batch_size": 4, "micro_batch": 2, "validate_every": 4, "save_every": 1, "log_every": 1},
         "device": "cpu",
     }
     return config.merge(given, changes)
@@ -281,6 +281,15 @@ def test_a_batch_that_the_processes_cannot_share_is_refused(monkeypatch: pytest.
     assert TrainConfig(batch_size=12).own_part() == 3
     with pytest.raises(UsageError, match=r"train.batch_size = 10 .* 4 processes\n--batch-size 12"):
         TrainConfig(batch_size=10).own_part()
+    assert TrainConfig(batch_size=24, micro_batch=8).own_part() == 2
+    with pytest.raises(UsageError, match=r"train.micro_batch = 6 .* 4 processes\n--set train.micro_batch=8"):
+        TrainConfig(batch_size=24, micro_batch=6).own_part()
+
+
+def test_a_step_of_no_whole_number_of_passes_is_refused() -> None:
+    assert TrainConfig(batch_size=24, micro_batch=8).passes == 3
+    with pytest.raises(UsageError, match=r"24 is no multiple of train.micro_batch = 7\n--batch-size 28"):
+        TrainConfig(batch_size=24, micro_batch=7).own_part()
 
 
 def test_a_modality_that_no_sample_of_a_batch_has_is_there_as_an_invalid_image() -> None:
@@ -331,7 +340,7 @@ def chips(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def on_chips(chips: Path, out: Path, **changes: Any) -> PretrainConfig:
-    data = {"data": {"source": "folder", "modality": "s2"}, "train": {"steps": 2, "accumulate": 1}} | S2
+    data = {"data": {"source": "folder", "modality": "s2"}, "train": {"steps": 2, "batch_size": 2}} | S2
     data |= {"model": {"drop_path": 0.3}}
     return config.build(PretrainConfig, table(chips, out, **config.merge(data, changes)))
 

@@ -156,8 +156,8 @@ def test_resuming_with_other_settings_is_refused_by_name(tmp_path: Path) -> None
 
 
 def test_accumulating_twice_b_is_a_batch_of_two_b(tmp_path: Path) -> None:
-    def trained(folder: Path, size: int, accumulate: int) -> dict[str, Tensor]:
-        config = replace(CONFIG, batch_size=size, accumulate=accumulate)
+    def trained(folder: Path, size: int, passes: int) -> dict[str, Tensor]:
+        config = replace(CONFIG, batch_size=size * passes, micro_batch=size)
         trainer = trainer_in(folder, steps=6, config=config, batches=batches_of(size), objective=Toy(dropout=0.0))
         trainer.run()
         return weights(trainer)
@@ -168,7 +168,7 @@ def test_accumulating_twice_b_is_a_batch_of_two_b(tmp_path: Path) -> None:
 
 
 def test_a_loss_that_is_not_finite_names_its_samples_and_stops(tmp_path: Path) -> None:
-    config = replace(CONFIG, batch_size=2, accumulate=2)
+    config = replace(CONFIG, batch_size=4, micro_batch=2)
     trainer = trainer_in(tmp_path, config=config, batches=batches_of(2, spoil=21))
     with pytest.raises(
         SkysenseError, match=r"step 6: .*square.* not finite; the samples were sample-20, sample-21\n"
