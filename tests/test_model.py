@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+import torch.nn.functional as F
 from timm.models.swin_transformer_v2 import WindowAttention as TimmWindowAttention
 from torch import Tensor, nn
 
@@ -16,6 +17,7 @@ from skysense_core.model.presets import PRESETS, FusionSpec, ModelSpec, Prototyp
 from skysense_core.model.prototypes import Prototypes
 from skysense_core.model.skysense import Features, SkySense
 from skysense_core.model.swin import SwinTransformer, WindowAttention, relative_positions, shift_mask
+from skysense_core.model.vit import attend
 
 ALL = {name: modalities.load(name) for name in ("hr", "s2", "s1")}
 SMALL = replace(
@@ -464,3 +466,20 @@ def test_refusals() -> None:
     four_bands = series("s2", 4, 4)
     with pytest.raises(UsageError, match="s2 has 4 bands, the model reads 10"):
         model({"s2": replace(four_bands, pixels=four_bands.pixels[:, :, :4])})
+
+
+def test_training_on_a_cpu_in_bfloat16_attends_in_float32() -> None:
+    torch.manual_seed(0)
+    given = [torch.randn(2, 2, 5, 8).bfloat16().requires_grad_() for _ in range(3)]
+    plain = [tensor.detach().float().requires_grad_() for tensor in given]
+    mask = torch.tensor([[True] * 5, [True, True, False, False, True]])[:, None, None, :]
+    expected = F.scaled_dot_product_attention(*plain, attn_mask=mask)
+    expected.square().sum().backward()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = attend(*given, mask)
+        with torch.no_grad():
+            assert attend(*given, mask).dtype == torch.bfloat16
+    found.square().sum().backward()
+    assert torch.equal(found, expected)
+    for ours, theirs in zip(given, plain, strict=True):
+        torch.testing.assert_close(ours.grad, theirs.grad.bfloat16())

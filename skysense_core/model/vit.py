@@ -48,7 +48,7 @@ def attend(
 ) -> Float[Tensor, "b h m d"]:
     """Softmax attention; training on a CPU does it in float32, whatever autocast says.
 
-    In bfloat16 torch's backward pass takes up to thirty times as long there (1,024 sequences of 17 tokens, AMX).
+    In bfloat16 torch's backward pass takes up to thirty times as long there (256 sequences of 17 tokens, AMX).
     """
     if q.dtype == torch.bfloat16 and q.device.type == "cpu" and torch.is_grad_enabled():
         exact = in_float32(F.scaled_dot_product_attention)
