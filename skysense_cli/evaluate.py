@@ -121,8 +121,12 @@ def evaluate(
 
 def _print(result: "EvaluateResult") -> None:
     console.print_classes("Classes", result.scores["model"])
-    rows = [(NAMES.get(name, name), *console.totals(scores).values()) for name, scores in result.scores.items()]
-    console.print_table("All together", ("", *console.totals(result.scores["model"])), rows)
+    titles = tuple(console.totals(result.scores["model"]))
+    rows = [
+        (NAMES.get(name, name), *(console.totals(scores).get(title, "-") for title in titles))
+        for name, scores in result.scores.items()
+    ]
+    console.print_table("All together", ("", *titles), rows)
     matrix = result.folder / "confusion.png"
     facts = {"scores": str(result.folder / "metrics.json"), **({"matrix": str(matrix)} if matrix.exists() else {})}
     console.print_facts(facts)

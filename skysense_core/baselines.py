@@ -29,8 +29,9 @@ def random_forest(
 ) -> dict[str, Any]:
     """Scores on `test` of 100 trees that learn from at most `pixels` labelled pixels of `train`.
 
-    A pixel's features are the mean and the standard deviation over its valid dates, per band and epoch.
-    Raises UsageError where scikit-learn is not installed.
+    A pixel's features are the mean and the standard deviation over its valid dates, per band and epoch. Where a label
+    is that of a whole sample, so are the features: the means of these over its pixels, and their deviations. Raises
+    UsageError where scikit-learn is not installed.
     """
     try:
         from sklearn.ensemble import RandomForestClassifier
@@ -52,13 +53,26 @@ def random_forest(
 
 
 def _labelled(batch: Batch) -> tuple[Float[np.ndarray, "n f"], UInt8[np.ndarray, "n"]]:
-    """Features and codes of the pixels of a batch that have a label."""
+    """Features and codes of the pixels, or the samples, of a batch that have a label."""
     assert batch.target is not None
+    series = [one for images in batch.epochs for _, one in sorted(images.items())]
+    if batch.target.ndim == 1:
+        known = batch.target != IGNORE
+        return torch.cat([_pooled(one) for one in series], dim=1)[known].numpy(), batch.target[known].numpy()
+    maps = [_statistics(one) for one in series]
     h, w = batch.target.shape[-2:]
-    maps = [_statistics(series) for images in batch.epochs for _, series in sorted(images.items())]
     stacked = torch.cat([interpolate(maps_, size=(h, w), mode="nearest-exact") for maps_ in maps], dim=1)
     known = batch.target != IGNORE
     return rearrange(stacked, "b c h w -> b h w c")[known].numpy(), batch.target[known].numpy()
+
+
+def _pooled(series: Series) -> Float[Tensor, "b c"]:
+    """Mean and standard deviation over the seen pixels of `_statistics`."""
+    maps, seen = _statistics(series), series.valid.any(dim=1)[:, None].float()
+    count = seen.sum(dim=(2, 3)).clamp(min=1)
+    mean = (maps * seen).sum(dim=(2, 3)) / count
+    deviation = ((maps - mean[:, :, None, None]) ** 2 * seen).sum(dim=(2, 3)) / count
+    return torch.cat([mean, deviation.sqrt()], dim=1)
 
 
 def _statistics(series: Series) -> Float[Tensor, "b c h w"]:

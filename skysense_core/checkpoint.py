@@ -223,7 +223,7 @@ def _description(folder: Path, table: Mapping[str, Any]) -> Description:
         licence=table["licence"],
         task_name=task.pop("name"),
         settings=task,
-        classes=tuple(task["classes"]),
+        classes=tuple(task.get("classes", ())),
         spec=table["model"],
         modalities={name: modalities.from_table(one) for name, one in table["modalities"].items()},
         training=dict(table["training"]),

@@ -88,7 +88,10 @@ def evaluate(given: EvaluateConfig) -> EvaluateResult:
     if "confusion" in model:
         scores["majority"] = baselines.majority(model)
     if given.baselines and not mapped:
-        raise UsageError("--baselines: a pixel forest makes maps of classes only", fix="Leave it out.")
+        raise UsageError(
+            "--baselines: a forest tells classes apart that exclude each other; this model does something else",
+            fix="Leave it out.",
+        )
     if given.baselines:
         train = _open(source, "train", loaded)
         some = label_fraction(train, min(FOREST_SAMPLES / len(train), 1.0), seed=0)

@@ -15,12 +15,12 @@ from torch import Tensor, nn
 from skysense_core import config, parallel, registry, runtime, sources
 from skysense_core.checkpoint import Description, load_description, load_encoder, save_model
 from skysense_core.data.batch import Batch
-from skysense_core.data.chips import Augment, EvaluationChips, TrainingChips
+from skysense_core.data.chips import Augment, EvaluationChips, TrainingChips, window_of
 from skysense_core.data.loader import evaluation_loader, label_fraction, training_loader
 from skysense_core.data.statistics import measure_bands, says_anything
 from skysense_core.errors import SkysenseError, UsageError
 from skysense_core.metrics import headline
-from skysense_core.modalities import Modality
+from skysense_core.modalities import Modality, finest
 from skysense_core.model.presets import ModelSpec, preset
 from skysense_core.model.skysense import SkySense
 from skysense_core.optim import OptimConfig
@@ -147,6 +147,9 @@ def _trained(given: FinetuneConfig, device: torch.device) -> RunResult:
     if not says_anything(val):
         raise SkysenseError("no label of the validation part says anything", fix="Check labels, classes and split.")
     task = _task(given, train)
+    if task.whole:
+        reference = finest(wanted)
+        wanted[reference] = replace(wanted[reference], window=window_of(wanted, train, whole=True))
     if given.statistics == "data" or (given.statistics == "auto" and start is None):
         wanted = _as_measured(wanted, train, given)
     base = {} if start is None else start.spec

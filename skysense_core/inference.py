@@ -36,7 +36,7 @@ from skysense_core.geo.raster import Stack, open_stack
 from skysense_core.geo.vector import load_aoi, load_polygons
 from skysense_core.geo.windows import Lattice, Window, cells_of, lattice_for, window_over
 from skysense_core.merge import Merger
-from skysense_core.modalities import CELL, CELLS, Modality, finest
+from skysense_core.modalities import Modality, align_of, finest
 from skysense_core.progress import Bar
 from skysense_core.types import Sample
 
@@ -92,11 +92,13 @@ def plan_sweep(
     like: Path | None = None,
     cell: int | None = None,
     later: Sequence[Mapping[str, Stack]] = (),
+    whole: bool = False,
 ) -> Plan:
     """What to predict of a scene: all of it, or what lies in a box or in polygons, on its own grid or that of `like`.
 
     `region` is a polygon in the scene's CRS; what lies outside becomes nodata. With a `cell` the result has a pixel
-    for every square of so many pixels of the model's grid, a part of `align_of`, and `like` has no effect.
+    for every square of so many pixels of the model's grid, a part of `align_of`, and `like` has no effect. With
+    `whole` that square is a window, and windows lie side by side.
     `later` are the epochs that the first is compared with.
 
     `window` and `shared`: side of a window and pixels that neighbours share, where they are not to be the model's.
@@ -112,11 +114,12 @@ def plan_sweep(
         notes.append(f"--window {window}: rounded to {lattice.window}, whole tokens of the model")
     if shared not in (None, lattice.window - lattice.stride):
         notes.append(f"--overlap {shared}: rounded to {lattice.window - lattice.stride}, whole tokens of the model")
+    cell = lattice.window if whole else cell
     grid, target = working, native if like is None else open_stack([like], bands=None).geobox
     if cell is not None:
         grid = target = cells_of(working, cell)
-        shared = (lattice.window - lattice.stride) // cell
-        lattice = lattice_for(grid, lattice.window // cell, align=align // cell, shared=shared)
+        shared = 0 if whole else (lattice.window - lattice.stride) // cell
+        lattice = lattice_for(grid, lattice.window // cell, align=max(align // cell, 1), shared=shared)
     if window_over(native, target).empty:
         raise UsageError(f"--like {like} lies outside the scene: {_extent(target)}; the scene is {_extent(native)}")
     for option, source in (("--bbox", bbox), ("--aoi", aoi)):
@@ -136,15 +139,6 @@ def plan_sweep(
     )
     plan = Plan(scene=scene, lattice=lattice, region=window_over(grid, target), target=target, notes=tuple(notes))
     return replace(plan, region=window_over(grid, target, margin=MARGIN)) if plan.warped else plan
-
-
-def align_of(given: Mapping[str, Modality]) -> int:
-    """Pixels of the finest of some modalities of which windows are multiples.
-
-    A lone Swin encoder has patches of 32 px at its coarsest; otherwise windows are cut in tokens of the fusion grid.
-    """
-    encoder = given[finest(given)].encoder
-    return CELL[encoder] * (1 if len(given) == 1 and encoder == "swin" else CELLS)
 
 
 def _cropped(

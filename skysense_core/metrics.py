@@ -58,6 +58,102 @@ class ClassMapMetrics:
         return class_scores(self._matrix.compute()[:k, :k].cpu(), self.classes)
 
 
+class ImageMetrics(ClassMapMetrics):
+    """Scores of one class per sample: those of class maps with samples for pixels, and how often the truth is among
+    the five most probable."""
+
+    best: ClassVar[str] = "oa"
+
+    def __init__(self, classes: tuple[str, ...]) -> None:
+        super().__init__(classes)
+        self._among = self._count = 0
+
+    def update(self, scores: Float[Tensor, "b k 1 1"], target: UInt8[Tensor, "b"]) -> None:
+        """Count a batch; samples of target `IGNORE` are left out."""
+        flat = scores[..., 0, 0]
+        self.update_codes(flat.argmax(dim=1), target)
+        known = target != IGNORE
+        ranked = flat[known].topk(min(5, flat.shape[1]), dim=1).indices
+        self._among += int((ranked == target[known].long()[:, None]).sum())
+        self._count += int(known.sum())
+
+    def compute(self) -> dict[str, Any]:
+        """`class_scores`, and `top5` where there are more than five classes."""
+        top = {"top5": self._among / self._count} if len(self.classes) > 5 and self._count else {}
+        return top | super().compute()
+
+
+class TagMetrics:
+    """Average precision and F1 of any number of classes per sample, by torchmetrics."""
+
+    best: ClassVar[str] = "map_micro"
+
+    def __init__(self, classes: tuple[str, ...]) -> None:
+        self.classes = classes
+        self._scores: list[Float[Tensor, "b k"]] = []
+        self._truth: list[UInt8[Tensor, "b k"]] = []
+
+    def update(self, scores: Float[Tensor, "b k 1 1"], target: UInt8[Tensor, "b k"]) -> None:
+        """Keep a batch: average precision needs all scores at once."""
+        self._scores.append(scores[..., 0, 0])
+        self._truth.append(target)
+
+    def compute(self) -> dict[str, Any]:
+        """`map_micro` over all decisions (as SeCo reports it), `map_macro` the mean over classes, `mf1` at 0.5.
+
+        A class that no sample has enters no mean.
+        """
+        from torchmetrics.functional.classification import multilabel_average_precision, multilabel_f1_score
+
+        scores, truth = torch.cat(self._scores), torch.cat(self._truth).long()
+        k = len(self.classes)
+        counts = truth.sum(dim=0)
+        each = multilabel_average_precision(scores, truth, num_labels=k, average="none")
+        f1 = multilabel_f1_score(scores, truth, num_labels=k, average="none")
+        there = counts > 0
+        return {
+            "map_micro": _number(multilabel_average_precision(scores, truth, num_labels=k, average="micro")),
+            "map_macro": _number(each[there].mean()),
+            "mf1": _number(f1[there].mean()),
+            "support": len(truth),
+            "classes": {
+                name: {
+                    "ap": _number(each[i]) if there[i] else None,
+                    "f1": _number(f1[i]) if there[i] else None,
+                    "support": int(counts[i]),
+                }
+                for i, name in enumerate(self.classes)
+            },
+        }
+
+
+class ValueMetrics:
+    """Errors of values: root mean square, mean absolute, and the share of the variance that is explained."""
+
+    best: ClassVar[str] = "r2"
+
+    def __init__(self) -> None:
+        # count, sum and sum of squares of the truth, sums of squared and of absolute errors
+        self._sums = torch.zeros(5, dtype=torch.float64)
+
+    def update(self, scores: Float[Tensor, "b 1 h w"], target: Float[Tensor, "b h w"]) -> None:
+        """Count a batch; pixels whose target is NaN are left out."""
+        known = target.isfinite()
+        truth, error = target[known].double(), (scores[:, 0] - target)[known].double()
+        sums = (torch.ones_like(truth), truth, truth**2, error**2, error.abs())
+        self._sums += torch.stack([one.sum() for one in sums]).cpu()
+
+    def compute(self) -> dict[str, Any]:
+        """`rmse`, `mae` and `r2` (1 - squared errors over squared deviations from the mean)."""
+        count, total, squares, errors, absolute = self._sums
+        return {
+            "r2": _number(1 - errors / (squares - total**2 / count)),
+            "rmse": _number((errors / count).sqrt()),
+            "mae": _number(absolute / count),
+            "support": int(count),
+        }
+
+
 def class_scores(matrix: Int[Tensor, "k k"], classes: tuple[str, ...]) -> dict[str, Any]:
     """Scores of a confusion matrix (rows truth, columns prediction), ready for JSON.
 

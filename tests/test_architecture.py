@@ -29,7 +29,14 @@ ABOVE = ({"embed"}, {"api"}, {"", CLI})
 """Rows above the verbs: one that is built on predict, the verbs of a model as an object, and what users begin with."""
 COMMANDS = VERBS + len(ABOVE)
 
-BASES = {"tasks.segmentation", "tasks.detection", "sources.folder", "sources.dior", "sources.scenes"}
+BASES = {
+    "tasks.segmentation",
+    "tasks.classification",
+    "tasks.detection",
+    "sources.folder",
+    "sources.dior",
+    "sources.scenes",
+}
 """Modules that the specialisations beside them may import."""
 
 PACKAGES = {"predict", "embed", "ingest", "model", "data", "geo", "merge", "losses", "modalities"}

@@ -13,7 +13,7 @@ from skysense_core import runtime
 from skysense_core.data import labels, transforms
 from skysense_core.errors import SkysenseError, UsageError
 from skysense_core.geo.blocks import cover
-from skysense_core.modalities import CELL, CELLS, Modality, finest
+from skysense_core.modalities import Modality, align_of, finest
 from skysense_core.types import Label, Sample, Split
 
 Encode: TypeAlias = Callable[[Label, tuple[int, int]], np.ndarray]
@@ -50,7 +50,7 @@ def window_of(modalities: Mapping[str, Modality], split: Split, *, whole: bool =
     shows the largest sample as a whole. Raises UsageError where encoders cannot share the modality's window.
     """
     modality = modalities[finest(modalities)]
-    unit = CELL[modality.encoder] * CELLS
+    unit = align_of(modalities)
     if modality.window % unit:
         raise UsageError(
             f"modalities.{modality.name}.window = {modality.window}: windows are multiples of {unit} pixels",

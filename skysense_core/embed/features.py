@@ -19,8 +19,7 @@ from torch import Tensor, nn
 
 from skysense_core.data.batch import Batch
 from skysense_core.errors import UsageError, unknown
-from skysense_core.inference import align_of
-from skysense_core.modalities import CELL, Modality, finest, pixels_beside
+from skysense_core.modalities import CELL, Modality, align_of, finest, pixels_beside
 from skysense_core.model.decoders import resize
 from skysense_core.model.prototypes import Prototypes
 from skysense_core.model.pyramid import over_dates

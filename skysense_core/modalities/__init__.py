@@ -142,3 +142,12 @@ def pixels_beside(reference: Modality, modality: Modality) -> float:
     """
     ratio, cells = modality.gsd / reference.gsd, CELL[reference.encoder] / CELL[modality.encoder]
     return cells if abs(ratio / cells - 1) <= 0.1 else ratio
+
+
+def align_of(given: Mapping[str, Modality]) -> int:
+    """Pixels of the finest of some modalities of which windows are multiples.
+
+    A lone Swin encoder has patches of 32 px at its coarsest; otherwise windows are cut in tokens of the fusion grid.
+    """
+    encoder = given[finest(given)].encoder
+    return CELL[encoder] * (1 if len(given) == 1 and encoder == "swin" else CELLS)

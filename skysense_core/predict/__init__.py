@@ -84,7 +84,7 @@ def predict(given: PredictConfig, model: LoadedModel | None = None) -> PredictRe
 def run(job: Job, outs: Mapping[str, Path] | None = None, join: Join | None = None) -> PredictResult:
     """`predict` of a job that is prepared; `join` makes other files `outs` of the finished shards than class maps."""
     started = time.perf_counter()
-    given, outs, join = job.config, outs or _outputs(job.config), join or _join
+    given, outs, join = job.config, outs or _named(job, _outputs(job.config)), join or _join
     with runtime.interruptible(f"prediction {KEPT}"):
         store = Shards.begin(given.out, job.shard_plan(), overwrite=given.overwrite)
         reused = len(store.finished())
@@ -249,6 +249,11 @@ def _outputs(given: PredictConfig) -> dict[str, Path]:
     if given.polygons is not None:
         check_polygons_path(given.polygons)
     return outs
+
+
+def _named(job: Job, outs: Mapping[str, Path]) -> dict[str, Path]:
+    """The map under the name that it has among the job's products."""
+    return {next(iter(job.products)) if name == "classes" else name: path for name, path in outs.items()}
 
 
 def check_geotiff(out: Path) -> None:

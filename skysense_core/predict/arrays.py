@@ -27,7 +27,7 @@ from skysense_core.geo.windows import Window, window_over
 from skysense_core.inference import MARGIN, Meter, Plan, plan_sweep, strip_width, strips_of, sweep
 from skysense_core.merge.raster import Part
 from skysense_core.modalities import Modality, finest
-from skysense_core.tasks import ObjectOutput
+from skysense_core.tasks import ObjectOutput, RasterOutput
 from skysense_core.types import IGNORE
 
 CHUNK = 2048
@@ -74,7 +74,11 @@ def predict_array(
         raise UsageError(f"{loaded.name} finds objects, no map", fix="skysense predict SCENE --out objects.gpkg")
     arrays = _by_modality(scene, loaded.modalities)
     stacks = {name: open_modality(array, loaded.modalities[name], read or {}) for name, array in arrays.items()}
-    plan = plan_sweep(stacks, loaded.modalities, window=window, shared=overlap)
+    if type(loaded.task.output) is not RasterOutput:
+        raise UsageError(
+            f"{loaded.name} makes no map of classes: {loaded.task.output.said}", fix="Write a file: skysense predict."
+        )
+    plan = plan_sweep(stacks, loaded.modalities, window=window, shared=overlap, whole=loaded.task.whole)
     settings = Settings(
         wanted=("classes", *["confidence"] * confidence, *["probabilities"] * probabilities),
         device=str(on),

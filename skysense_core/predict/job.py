@@ -69,6 +69,7 @@ class Job:
             like=given.like,
             cell=self.model.task.output.cell,
             later=later,
+            whole=self.model.task.whole,
         )
         self.precision = _precision(given, self.model)
         self.bf16 = runtime.uses_bfloat16(self.device, self.precision)
@@ -80,6 +81,7 @@ class Job:
         # The last bits of a product of matrices depend on them, as they do on the batch.
         self.threads = _threads(given, self.device, old)
         self.products = self._products()
+        self._refuse_without_classes()
         if given.compile:
             # Before any work: a signal in the middle of compiling would come out as the compiler's failure.
             self.model.model.compile()
@@ -264,6 +266,15 @@ class Job:
             observations=given.observations,
             tags=self._tags(),
         )
+
+    def _refuse_without_classes(self) -> None:
+        """Raises UsageError where something is wanted that only a map of classes has."""
+        given = self.config
+        wanted = {"--polygons": given.polygons, "--preview": given.preview, "--min-area": given.min_area}
+        asked = [option for option, value in wanted.items() if value]
+        if asked and "classes" not in self.products:
+            made = self.model.task.output.said
+            raise UsageError(f"{', '.join(asked)} needs a map of classes; this model makes another one: {made}")
 
     def _encoder(self) -> Encode:
         """What turns finished rows into them."""

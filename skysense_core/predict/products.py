@@ -16,7 +16,7 @@ from skysense_core.errors import UsageError
 from skysense_core.geo import vector
 from skysense_core.geo.cog import Product
 from skysense_core.merge.raster import Part
-from skysense_core.tasks import Task, ValueOutput
+from skysense_core.tasks import ScoreOutput, Task, ValueOutput
 from skysense_core.types import IGNORE
 
 LEVELS = 254
@@ -55,6 +55,11 @@ def products_of(
         unit = {**tags, "UNIT": output.unit}
         found = {"values": replace(values, bands=(output.name,), dtype="float32", nodata=math.nan, tags=unit)}
         return found | _seen(values, observations)
+    if isinstance(output, ScoreOutput):
+        if confidence is not None or probabilities:
+            raise UsageError("the map holds the scores already", fix="Leave out --confidence and --probabilities.")
+        names = tuple(f"probability of {name}" for name in output.classes)
+        return {"scores": replace(values, bands=names, scale=1 / LEVELS)} | _seen(values, observations)
     found = {
         "classes": Product(
             kind="classes",
@@ -83,7 +88,9 @@ def encoder(task: Task, names: Collection[str], confidence: Measure | None) -> E
     main = next(iter(names))
 
     def encode(part: Part) -> Arrays:
-        valid, made = part.valid, {main: task.decode(part.scores, part.valid)[None]}
+        valid = part.valid
+        drawn = _bytes(part.scores, valid) if main == "scores" else task.decode(part.scores, valid)[None]
+        made = {main: drawn}
         if confidence is not None:
             made["confidence"] = _bytes(measure_confidence(part.scores, confidence)[None], valid)
         if "probabilities" in names:

@@ -36,7 +36,7 @@ from skysense_core.geo.windows import Window
 
 PLAN = "plan.json"
 JOINING = "joining"
-MAPS = ("classes", "features", "values")
+MAPS = ("classes", "features", "values", "scores")
 ROWS = 2048
 """Rows of a shard; more where a window is larger, for a window may not reach over three shards."""
 

@@ -51,6 +51,18 @@ class RasterOutput:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ScoreOutput(RasterOutput):
+    """The result is a score of every class: they do not exclude each other."""
+
+    kind: ClassVar[str] = "classification"
+
+    @property
+    def said(self) -> str:
+        """What comes out, for people."""
+        return f"A probability of each of {len(self.classes)} classes: {', '.join(self.classes)}."
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ValueOutput:
     """The result is a map of one value, in a unit."""
 

@@ -23,6 +23,7 @@ from skysense_core.merge.raster import RasterMerger
 from skysense_core.metrics import ClassMapMetrics
 from skysense_core.modalities import Modality, finest
 from skysense_core.model.decoders import Fcn, FeaturePyramid, LevelPyramid, UperNet, resize
+from skysense_core.model.pyramid import over_dates
 from skysense_core.model.skysense import SkySense
 from skysense_core.tasks import RasterOutput, default_colours
 from skysense_core.types import IGNORE, Label, Split
