@@ -29,7 +29,7 @@ from skysense_core.geo.windows import Window
 from skysense_core.inference import STRIP_BYTES, Meter, plan_sweep, strip_width, sweep, write_behind
 from skysense_core.merge import Merger
 from skysense_core.predict import objects
-from skysense_core.predict.products import Encode, encoder, products_of, within
+from skysense_core.predict.products import Encode, encoder, products_of, refuse_without_classes, within
 from skysense_core.predict.settings import Estimate, PredictConfig
 from skysense_core.predict.shards import (
     Plan,
@@ -81,7 +81,7 @@ class Job:
         # The last bits of a product of matrices depend on them, as they do on the batch.
         self.threads = _threads(given, self.device, old)
         self.products = self._products()
-        self._refuse_without_classes()
+        refuse_without_classes(given, self.products, self.model.task.output.said)
         if given.compile:
             # Before any work: a signal in the middle of compiling would come out as the compiler's failure.
             self.model.model.compile()
@@ -266,15 +266,6 @@ class Job:
             observations=given.observations,
             tags=self._tags(),
         )
-
-    def _refuse_without_classes(self) -> None:
-        """Raises UsageError where something is wanted that only a map of classes has."""
-        given = self.config
-        wanted = {"--polygons": given.polygons, "--preview": given.preview, "--min-area": given.min_area}
-        asked = [option for option, value in wanted.items() if value]
-        if asked and "classes" not in self.products:
-            made = self.model.task.output.said
-            raise UsageError(f"{', '.join(asked)} needs a map of classes; this model makes another one: {made}")
 
     def _encoder(self) -> Encode:
         """What turns finished rows into them."""

@@ -16,6 +16,7 @@ from skysense_core.errors import UsageError
 from skysense_core.geo import vector
 from skysense_core.geo.cog import Product
 from skysense_core.merge.raster import Part
+from skysense_core.predict.settings import PredictConfig
 from skysense_core.tasks import ScoreOutput, Task, ValueOutput
 from skysense_core.types import IGNORE
 
@@ -77,6 +78,14 @@ def products_of(
         names = tuple(f"probability of {name}" for name in output.classes)
         found["probabilities"] = replace(values, bands=names, scale=1 / LEVELS)
     return found | _seen(values, observations)
+
+
+def refuse_without_classes(given: PredictConfig, products: Collection[str], said: str) -> None:
+    """Raises UsageError where something is wanted that only a map of classes has; `said`: what there is instead."""
+    wanted = {"--polygons": given.polygons, "--preview": given.preview, "--min-area": given.min_area}
+    asked = [option for option, value in wanted.items() if value]
+    if asked and "classes" not in products:
+        raise UsageError(f"{', '.join(asked)} needs a map of classes; this model makes another result: {said}")
 
 
 def _seen(values: Product, observations: bool) -> dict[str, Product]:
