@@ -201,6 +201,7 @@ DryRun = Annotated[
 ]
 
 # Output
+ClassMap = Annotated[str, typer.Argument(metavar="MAP", help="A class map that skysense predict wrote.")]
 CreationOptions = Annotated[
     list[str] | None,
     typer.Option(

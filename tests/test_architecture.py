@@ -17,7 +17,7 @@ CORE, CLI = "skysense_core", "skysense_cli"
 
 ROWS = (
     {"types", "config", "registry", "errors", "progress", "runtime"},
-    {"losses", "geo", "optim", "metrics", "modalities", "parallel", "flops", "data.batch"},
+    {"losses", "geo", "optim", "metrics", "stratified", "modalities", "parallel", "flops", "data.batch"},
     {"model", "data", "merge", "average_precision", "cards", "runs"},
     {"tasks", "sources"},
     {"trainer", "checkpoint", "inference", "cluster", "baselines", "preview", "probe"},

@@ -13,20 +13,17 @@ import shapely
 from affine import Affine
 from odc.geo.crs import CRS
 from odc.geo.geobox import GeoBox
-from pyogrio.errors import DataSourceError
 from shapely.geometry.base import BaseGeometry
 
-from skysense_core.errors import SkysenseError, UsageError, did_you_mean
-from skysense_core.geo.cog import scratch_beside
+from skysense_core.errors import UsageError, did_you_mean
 from skysense_core.geo.grid import Bounds, place
-from skysense_core.geo.vector import load_aoi, load_polygons
+from skysense_core.geo.vector import load_aoi, load_polygons, write_vector
 from skysense_core.geo.windows import Window, window_over
 
 ID = "id"
 """The column of ids in what `write_regions` writes, and the one that `read_regions` takes unless told otherwise."""
 MOST = 10**6
 """Regions that a grid is cut into at most: more are a mistake in the size."""
-FORMATS = (".gpkg", ".parquet", ".geojson", ".fgb")
 LONGEST = 200
 """Bytes of an id: a file name has 255, and a temporary file's is longer than the file's own."""
 
@@ -177,17 +174,5 @@ def write_regions(regions: Sequence[Region], crs: CRS | str, out: Path) -> None:
 
     Raises UsageError for a format that is not known and SkysenseError where it cannot be written.
     """
-    if out.suffix.lower() not in FORMATS:
-        raise UsageError(f"--out {out}: not a vector file", fix=f"Give it one of the suffixes {', '.join(FORMATS)}.")
     shapes = [shapely.box(*region.bounds) for region in regions]
-    frame = gpd.GeoDataFrame({ID: [region.id for region in regions]}, geometry=shapes, crs=CRS(crs).proj)
-    with scratch_beside(out) as scratch:
-        draft = scratch / out.name
-        try:
-            if out.suffix.lower() == ".parquet":
-                frame.to_parquet(draft)
-            else:
-                frame.to_file(draft)
-        except (DataSourceError, OSError) as error:
-            raise SkysenseError(f"{out}: cannot be written: {error}", fix="Is there space left on the disk?") from None
-        draft.replace(out)
+    write_vector(gpd.GeoDataFrame({ID: [region.id for region in regions]}, geometry=shapes, crs=CRS(crs).proj), out)

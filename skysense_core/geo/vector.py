@@ -19,11 +19,13 @@ from shapely.geometry.base import BaseGeometry
 
 from skysense_core.errors import SkysenseError, UsageError, did_you_mean
 from skysense_core.geo import grid
+from skysense_core.geo.cog import FULL, scratch_beside
 from skysense_core.geo.paths import is_plain
 
 logger = logging.getLogger(__name__)
 
 LONLAT = CRS("EPSG:4326")
+FORMATS = (".gpkg", ".parquet", ".geojson", ".fgb")
 _SEGMENTS = 32
 """Pieces per edge when a straight edge is brought into another CRS, where it is curved."""
 
@@ -54,6 +56,35 @@ def load_polygons(path: str | Path, *, column: str | None, crs: CRS | str | None
         logger.warning("%s: %d rows have no polygon and are left out", path, len(frame) - len(kept))
     kept = kept.reset_index(drop=True)
     return kept if crs is None else _to_crs(kept, CRS(crs), str(path))
+
+
+def load_points(path: str | Path, crs: CRS | str) -> gpd.GeoDataFrame:
+    """The points of a vector file in `crs`, with all its columns. Raises SkysenseError where it holds anything else."""
+    frame = _to_crs(_read(str(path)), CRS(crs), str(path))
+    kinds = {str(kind) for kind in frame.geom_type.dropna()}
+    if kinds != {"Point"} or frame.geometry.isna().any():
+        found = ", ".join(sorted(kinds)) or "no geometry"
+        raise SkysenseError(f"{path}: every row must be a point (it holds {found})", fix="ogr2ogr -where drops others.")
+    return frame
+
+
+def write_vector(frame: gpd.GeoDataFrame, out: Path) -> None:
+    """Write a frame in the format of the suffix; the file appears whole or not at all.
+
+    Raises UsageError for a format that is not known and SkysenseError where it cannot be written.
+    """
+    if out.suffix.lower() not in FORMATS:
+        raise UsageError(f"--out {out}: not a vector file", fix=f"Give it one of the suffixes {', '.join(FORMATS)}.")
+    with scratch_beside(out) as scratch:
+        draft = scratch / out.name
+        try:
+            if out.suffix.lower() == ".parquet":
+                frame.to_parquet(draft)
+            else:
+                frame.to_file(draft)
+        except (DataSourceError, OSError) as error:
+            raise SkysenseError(f"{out}: cannot be written: {error}", fix=FULL) from None
+        draft.replace(out)
 
 
 def _read(path: str) -> gpd.GeoDataFrame:
