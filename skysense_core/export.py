@@ -20,7 +20,7 @@ from skysense_core.data.scene import open_stacks
 from skysense_core.errors import SkysenseError, UsageError
 from skysense_core.geo.windows import Window
 from skysense_core.inference import plan_sweep
-from skysense_core.modalities import side_beside
+from skysense_core.modalities import align_of, side_beside
 from skysense_core.model.exported import SUFFIXES
 from skysense_core.model.graph import example, trace, write_onnx, write_torch
 from skysense_core.tasks import ObjectOutput
