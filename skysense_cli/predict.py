@@ -110,6 +110,15 @@ def predict(
         Path | None,
         typer.Option(metavar="PNG", help="Also draw image, map and legend.", rich_help_panel=options.OUTPUT),
     ] = None,
+    report: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="HTML",
+            help="Also write a page that needs no network: image and map over each other with slider and opacity, "
+            "legend, areas, confidence.",
+            rich_help_panel=options.OUTPUT,
+        ),
+    ] = None,
     creation_options: options.CreationOptions = None,
     bands: options.Bands = None,
     nodata: options.Nodata = None,
@@ -162,7 +171,7 @@ def predict(
     \b
     Examples:
       skysense predict scene.tif --out mask.tif
-      skysense predict scene/ --model runs/mine --out map.tif --preview map.png
+      skysense predict scene/ --model runs/mine --out map.tif --preview map.png --report map.html
       skysense predict hr=ortho.tif s2=series/ --model runs/mine --out map.tif
       skysense predict before.tif after.tif --model runs/change --out change.tif --probabilities --polygons change.gpkg
       skysense predict s2=may/ s2=june/ s1=may.tif s1=june.tif --model runs/floods --out flood.tif
@@ -204,6 +213,7 @@ def predict(
         "polygons": polygons,
         "min_area": min_area,
         "preview": preview,
+        "report": report,
         "creation_options": tables.pairs("--co", creation_options),
         "read": {name: config.build(ReadOptions, table, "read") for name, table in reading.items()},
         "batch_size": batch_size,

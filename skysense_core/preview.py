@@ -43,7 +43,7 @@ def write_preview(
     grid = scaled(labels.geobox, (max(round(height / factor), 1), max(round(width / factor), 1)))
     stored = labels.read(grid, resampling="nearest")
     shown = np.where(stored.valid[0], stored.pixels[0, 0], IGNORE).astype(np.uint8)
-    raster = _fullest_date(image, grid)
+    _, raster = fullest_date(image, grid)
     picture = natural_colour(raster.pixels[0], raster.valid[0], modality)
 
     panel_width = 7.0
@@ -72,33 +72,40 @@ def write_preview(
         raise SkysenseError(f"{path}: cannot be written: {error.strerror}", fix="Choose another --preview.") from error
 
 
-def _fullest_date(image: Stack, grid: GeoBox) -> Raster:
-    """The date with the most valid pixels; the first that is as good as full ends the search."""
-    best = image.read(grid, dates=[0])
+def fullest_date(image: Stack, grid: GeoBox) -> tuple[int, Raster]:
+    """The date with the most valid pixels, and these; the first that is as good as full ends the search."""
+    found, best = 0, image.read(grid, dates=[0])
     for date in range(1, len(image.days)):
         if best.valid.mean() > 0.99:
             break
         raster = image.read(grid, dates=[date])
-        best = raster if raster.valid.sum() > best.valid.sum() else best
-    return best
+        if raster.valid.sum() > best.valid.sum():
+            found, best = date, raster
+    return found, best
 
 
 def natural_colour(
-    pixels: Num[np.ndarray, "c h w"], valid: Bool[np.ndarray, "h w"], modality: Modality
+    pixels: Num[np.ndarray, "c h w"],
+    valid: Bool[np.ndarray, "h w"],
+    modality: Modality,
+    *,
+    like: Raster | None = None,
 ) -> Float[np.ndarray, "h w 3"]:
     """Red, green and blue in 0..1, white where invalid; the first three bands, or the first one, where there is no red.
 
-    Display values (0-255) are shown as they are, others between the 2nd and the 98th percentile of each band.
+    Display values (0-255) are shown as they are, others between the 2nd and the 98th percentile of each band, or of
+    those of `like`, of which the pixels are a part.
     """
     names = [band.names for band in modality.bands]
     rgb = [next((i for i, known in enumerate(names) if colour in known), None) for colour in ("red", "green", "blue")]
     fallback = [0, 1, 2] if len(names) >= 3 else [0, 0, 0]
     bands = fallback if None in rgb else [i for i in rgb if i is not None]
     chosen = rearrange(pixels[bands], "c h w -> h w c").astype(np.float64)
+    known = chosen[valid] if like is None else like.pixels[0][bands][:, like.valid[0]].T.astype(np.float64)
     if modality.unit == DISPLAY:
         stretched = chosen / 255
-    elif valid.any():
-        low, high = np.percentile(chosen[valid], (2, 98), axis=0)
+    elif len(known):
+        low, high = np.percentile(known, (2, 98), axis=0)
         stretched = (chosen - low) / np.maximum(high - low, 1e-9)
     else:
         stretched = np.ones_like(chosen)

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import xml.etree.ElementTree as ET
 from pathlib import Path
 
 import numpy as np
@@ -61,7 +62,12 @@ def test_a_class_map_carries_all_it_needs_and_is_a_strict_cog(tmp_path):
     with scratch_beside(out) as scratch:
         publish(write_cog(write(scratch / "rows.tif", utm((1100, 1300)), CLASSES, pixels), CLASSES), out)
     assert cog_validate(out, strict=True) == (True, [], [])
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["map.tif", "map.tif.aux.xml"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["map.qml", "map.tif", "map.tif.aux.xml"]
+    legend = [dict(entry.attrib) for entry in ET.parse(tmp_path / "map.qml").iter("paletteEntry")]
+    assert [(one["value"], one["label"], one["color"]) for one in legend] == [
+        (str(code), name, colour)
+        for code, (name, colour) in enumerate(zip(CLASSES.classes, CLASSES.colours, strict=True))
+    ]
     assert "<Category>road &amp; rail</Category>" in (tmp_path / "map.tif.aux.xml").read_text()
     with rasterio.open(out) as dataset:
         np.testing.assert_array_equal(dataset.read(), pixels)

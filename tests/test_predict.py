@@ -130,7 +130,12 @@ def test_every_pixel_of_every_shape_lands_in_its_place(tmp_path, write_raster, u
     assert cog_validate(tmp_path / "map.tif", strict=True) == (True, [], [])
     assert sum(area.square_metres for area in result.classes) == pytest.approx(0.09 * pixels.size, rel=2e-3)
     assert sum(area.share for area in result.classes) == pytest.approx(1)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["map.tif", "map.tif.aux.xml", "scene.tif"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "map.qml",
+        "map.tif",
+        "map.tif.aux.xml",
+        "scene.tif",
+    ]
 
 
 @pytest.mark.parametrize("overlap", [0, 32], ids=["stride equals window", "half a window"])

@@ -409,7 +409,7 @@ def test_what_a_killed_join_leaves_goes_with_the_shards(tmp_path, folder, whole,
         with pytest.raises(KeyError):
             predict(settings(folder, out))
     predict(settings(folder, out))
-    assert sorted(path.name for path in tmp_path.iterdir() if path.suffix != ".xml") == sorted(whole)
+    assert sorted(path.name for path in tmp_path.iterdir() if path.suffix == ".tif") == sorted(whole)
 
 
 @pytest.mark.slow
@@ -435,4 +435,4 @@ def test_twenty_kills_at_random_moments_lose_nothing(tmp_path, folder, whole):
     )
     assert int(ended.stdout) >= 0
     assert files(out) == whole
-    assert sorted(path.name for path in tmp_path.iterdir() if not path.name.endswith(".xml")) == sorted(whole)
+    assert sorted(path.name for path in tmp_path.iterdir() if path.suffix == ".tif") == sorted(whole)

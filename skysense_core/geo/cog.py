@@ -27,6 +27,7 @@ from rasterio.windows import Window as RasterioWindow
 from skysense_core.errors import SkysenseError
 from skysense_core.geo.grid import ground_gsd
 from skysense_core.geo.raster import open_stack
+from skysense_core.geo.style import write_style
 from skysense_core.geo.windows import Window
 
 BLOCK = 512
@@ -148,7 +149,8 @@ def write_cog(source: Path, product: Product, options: Mapping[str, str] | None 
     """Copy a GeoTIFF of `RowWriter` into a cloud-optimised one beside it, ready for `publish`.
 
     `options`: creation options of GDAL's COG driver that replace ours. Class names go into GDAL's sidecar (.aux.xml)
-    besides the tags, where QGIS looks for them. Raises SkysenseError where GDAL cannot write.
+    besides the tags, where GDAL looks for them, and into a style for QGIS (.qml). Raises SkysenseError where GDAL
+    cannot write.
     """
     integer = np.issubdtype(np.dtype(product.dtype), np.integer)
     creation = {
@@ -168,17 +170,23 @@ def write_cog(source: Path, product: Product, options: Mapping[str, str] | None 
         if product.classes:
             _name_categories(described, product.classes)
         rasterio.shutil.copy(described, copy, driver="COG", **creation)
+        if product.classes and len(product.colours) == len(product.classes):
+            write_style(copy.with_suffix(".qml"), product.classes, product.colours)
     _check(copy)
     return copy
 
 
 def publish(copy: Path, out: Path) -> None:
-    """Let a finished file and its sidecar appear under their names; both lie on one file system (`scratch_beside`)."""
+    """Let a finished file, its sidecar and its style appear under their names; all lie on one file system
+    (`scratch_beside`)."""
     sidecar = Path(f"{copy}.aux.xml")
     if sidecar.exists():
         sidecar.replace(f"{out}.aux.xml")
     else:
         Path(f"{out}.aux.xml").unlink(missing_ok=True)
+    style = copy.with_suffix(".qml")
+    if style.exists():
+        style.replace(out.with_suffix(".qml"))
     copy.replace(out)
 
 

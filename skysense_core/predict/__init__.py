@@ -20,6 +20,7 @@ from skysense_core.cluster import on_cluster
 from skysense_core.errors import Interrupted, SkysenseError, UsageError
 from skysense_core.geo import cog
 from skysense_core.geo.polygons import check_polygons_path, write_polygons
+from skysense_core.mapreport import write_map_report
 from skysense_core.predict import objects
 from skysense_core.predict.elsewhere import compute_elsewhere
 from skysense_core.predict.job import Job
@@ -197,6 +198,8 @@ def _join(job: Job, store: Shards, outs: Mapping[str, Path]) -> bool:
                 log.warning("%s: no valid pixel in this part of %s", given.out, where)
             if given.polygons is not None:
                 write_polygons(finished["classes"], given.polygons, names=names, confidence=finished["confidence"])
+            if given.report is not None:
+                _report(job, given.report, finished)
             for name, copy in finished.items():
                 if name in outs:
                     cog.publish(copy, outs[name])
@@ -214,6 +217,23 @@ def _join(job: Job, store: Shards, outs: Mapping[str, Path]) -> bool:
     return True
 
 
+def _report(job: Job, path: Path, finished: Mapping[str, Path]) -> None:
+    reference, model, output = job.plan.scene.reference, job.model, job.model.task.output
+    write_map_report(
+        path,
+        title=job.config.out.name,
+        image=job.plan.scene.stacks[reference],
+        modality=model.modalities[reference],
+        codes=finished["classes"],
+        confidence=finished["confidence"],
+        classes=output.classes,
+        colours=output.colours,
+        areas=cog.class_areas(finished["classes"], len(output.classes)),
+        facts=f"Model {model.name} ({model.digest[:12]}), scene {', '.join(job.config.inputs)}. Counted areas repeat "
+        "the errors of the map: skysense sample and skysense area estimate them.",
+    )
+
+
 def _saying_what_is_kept(error: SkysenseError, store: Shards) -> SkysenseError:
     """The error, with what is there to go on from; without a finished shard nothing stays."""
     done = len(store.finished())
@@ -227,7 +247,7 @@ def _saying_what_is_kept(error: SkysenseError, store: Shards) -> SkysenseError:
 
 
 def _outputs(given: PredictConfig) -> dict[str, Path]:
-    """The path of every product by name, polygons and preview among them.
+    """The path of every product by name, polygons, preview and report among them.
 
     Raises UsageError where one is no file of its kind or exists, and SkysenseError where its folder does not.
     """
@@ -243,7 +263,7 @@ def _outputs(given: PredictConfig) -> dict[str, Path]:
         "observations": given.observations,
     }
     outs = {name: path_of(out, name) for name, also in wanted.items() if also}
-    others = {"polygons": given.polygons, "preview": given.preview}
+    others = {"polygons": given.polygons, "preview": given.preview, "report": given.report}
     outs |= {name: path for name, path in others.items() if path is not None}
     check_new(outs.values(), overwrite=given.overwrite)
     if given.polygons is not None:

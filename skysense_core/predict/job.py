@@ -74,8 +74,8 @@ class Job:
         self.precision = _precision(given, self.model)
         self.bf16 = runtime.uses_bfloat16(self.device, self.precision)
         self.notes += [*self.plan.notes, *self._notes()]
-        # Polygons have a mean confidence, whether its raster is wanted or not.
-        self.confidence = given.confidence or (None if given.polygons is None else "max")
+        # Polygons and report show confidence, whether its raster is wanted or not.
+        self.confidence = given.confidence or ("max" if given.polygons or given.report else None)
         old = stored_plan(given.out)
         self.batch_size, self.shard = self._sizes(old)
         # The last bits of a product of matrices depend on them, as they do on the batch.

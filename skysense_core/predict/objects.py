@@ -29,6 +29,7 @@ def wanted(given: PredictConfig) -> bool:
         "--observations": given.observations,
         "--polygons": given.polygons is not None,
         "--preview": given.preview is not None,
+        "--report": given.report is not None,
         "--min-area": bool(given.min_area),
         "--like": given.like is not None,
     }

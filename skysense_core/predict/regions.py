@@ -39,11 +39,11 @@ def predict_regions(
 ) -> Iterator[RegionOutcome]:
     """Predict every region of `source`, a file of polygons or `-` for lines of stdin (`geo.regions.read_regions`).
 
-    `{id}` in `given.out` (and in the paths of polygons and preview) becomes the region's. A map that exists is taken
-    for finished, unless `given.overwrite`. With `keep_going` a region that fails is noted in `failures.jsonl` beside
-    the maps and the next one follows. Raises what `predict` raises, and UsageError for a path without `{id}`.
+    `{id}` in `given.out` (and in the paths of polygons, preview and report) becomes the region's. A map that exists is
+    taken for finished, unless `given.overwrite`. With `keep_going` a region that fails is noted in `failures.jsonl`
+    beside the maps and the next one follows. Raises what `predict` raises, and UsageError for a path without `{id}`.
     """
-    for path in (given.out, given.polygons, given.preview):
+    for path in (given.out, given.polygons, given.preview, given.report):
         if path is not None and "{id}" not in str(path):
             raise UsageError(f"{path}: every region would have the same file", fix="Put {id} in it: out/{id}.tif")
     if given.aoi is not None or given.bbox is not None:
@@ -72,6 +72,7 @@ def predict_regions(
                 region=region.polygon,
                 polygons=None if given.polygons is None else _path(given.polygons, region),
                 preview=None if given.preview is None else _path(given.preview, region),
+                report=None if given.report is None else _path(given.report, region),
             ),
             whole.model,
         )

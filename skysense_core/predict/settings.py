@@ -42,6 +42,8 @@ class PredictConfig:
     """Square metres; smaller patches of the map take the class around them."""
     preview: Path | None = None
     """A PNG of image, map and legend."""
+    report: Path | None = None
+    """An HTML page of image and map over each other, with legend, areas and confidence."""
     window: int | None = None
     """Side of a window in pixels of the reference modality; not given: the model's."""
     overlap: int | None = None
