@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
-from typing import Any, Literal, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -16,14 +16,13 @@ from skysense_core.errors import UsageError
 from skysense_core.geo import vector
 from skysense_core.geo.cog import Product
 from skysense_core.merge.raster import Part
-from skysense_core.predict.settings import PredictConfig
+from skysense_core.predict.settings import Measure, PredictConfig
 from skysense_core.tasks import ScoreOutput, Task, ValueOutput
 from skysense_core.types import IGNORE
 
 LEVELS = 254
 """Steps in which a probability is stored in a byte: probability = number / 254; 255 is nodata."""
 
-Measure: TypeAlias = Literal["max", "margin", "entropy"]
 Arrays: TypeAlias = dict[str, Num[np.ndarray, "..."]]
 """By product: its bands of some rows, or the objects in them."""
 Encode: TypeAlias = Callable[[Any], Arrays]

@@ -3,11 +3,14 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal, TypeAlias
 
 from shapely.geometry.base import BaseGeometry
 
 from skysense_core.geo.options import ReadOptions
-from skysense_core.predict.products import Measure
+
+Measure: TypeAlias = Literal["max", "margin", "entropy"]
+"""How sure a pixel is; see `products.CONFIDENCE`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
