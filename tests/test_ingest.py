@@ -31,6 +31,7 @@ from skysense_core.errors import SkysenseError, UsageError
 from skysense_core.geo.raster import open_stack
 from skysense_core.geo.vector import rasterize
 from skysense_core.ingest import IngestConfig, IngestResult, ingest
+from skysense_core.ingest.layout import LayoutWork
 from skysense_core.ingest.pack import WORK
 from skysense_core.sources.pastis import Pastis
 from skysense_core.sources.store import Store, StoreSplit
@@ -262,6 +263,40 @@ def test_a_data_set_is_stored_with_its_parts_labels_and_grids(tmp_path: Path) ->
                 assert one.epochs[0][name].geobox == two.epochs[0][name].geobox
     few = Store(path=str(tmp_path / "store")).open("train", {"s1": kinds["s1"]})
     assert few.size(0) == (128, 128)
+
+
+REAL = ("sits_patch/worldcereal", "layouts/BigEarthNet-v1", "layouts/BigEarthNet", "layouts/SSL4EO-S12")
+
+
+@pytest.mark.parametrize("name", REAL)
+def test_a_real_data_set_comes_back_from_its_store_as_its_own_reader_has_it(
+    tmp_path: Path, shared_data: Path, name: str
+) -> None:
+    given = IngestConfig(out=tmp_path / "store", inputs={"": str(shared_data / name)}, allow_leak=True)
+    work = verb.plan(given)
+    result = verb.run(work)
+    assert isinstance(work, LayoutWork)
+    assert not result.failures
+    assert result.samples == sum(map(len, work.parts.values()))
+    source = Store(path=str(tmp_path / "store"))
+    for part, before in work.parts.items():
+        compared = 0
+        for key, modality in source.described().items():
+            after = source.open(part, {key: modality})
+            places = {name.removeprefix(f"{part}/"): at for at, name in enumerate(after.table["id"].to_pylist())}
+            for index in range(0, len(before), max(len(before) // 5, 1)):
+                sample = before[index]
+                if key not in sample.epochs[0]:
+                    assert sample.id not in places
+                    continue
+                one, two = sample.epochs[0][key], after[places[sample.id]].epochs[0][key]
+                shown = np.broadcast_to(one.valid[:, None], one.pixels.shape)
+                assert np.array_equal(one.pixels[shown], two.pixels[shown])
+                assert np.array_equal(one.valid, two.valid)
+                assert np.array_equal(one.dated, two.dated)
+                assert np.array_equal(one.days[one.dated], two.days[two.dated])
+                compared += int(shown.any())
+        assert compared
 
 
 def test_what_was_stopped_goes_on_and_gives_the_same_bytes(

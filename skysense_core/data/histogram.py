@@ -21,15 +21,16 @@ class Histogram:
     counts: Int[np.ndarray, "n"]
 
     @classmethod
-    def of(cls, values: Num[np.ndarray, "m"]) -> "Histogram":
-        """Of finite values of any type."""
+    def of(cls, values: Num[np.ndarray, "m"], counts: Int[np.ndarray, "m"] | None = None) -> "Histogram":
+        """Of finite values of any type, each of which occurs once or `counts` times."""
         if not values.size:
             return cls(first=0, counts=np.zeros(0, dtype=np.int64))
         bits = np.ascontiguousarray(values, dtype=np.float32).view(np.uint32)
         # Negative floats sort backwards by their bits.
         keys = (np.where(bits & SIGN, ~bits, bits | SIGN) >> SHIFT).astype(np.int64)
         first = int(keys.min())
-        return cls(first=first, counts=np.bincount(keys - first))
+        # Sums of whole numbers are exact in float64 up to 2**53.
+        return cls(first=first, counts=np.bincount(keys - first, counts).astype(np.int64))
 
     def __add__(self, other: "Histogram") -> "Histogram":
         if not (len(self.counts) and len(other.counts)):

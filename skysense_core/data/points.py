@@ -153,8 +153,9 @@ def read_wide(frame: pd.DataFrame, found: Mapping[int, Mapping[str, str]], form:
             if step in columns:
                 values[:, place, band] = frame[columns[step]].to_numpy("float32")
     days = np.zeros((len(frame), len(steps)), dtype=np.int64)
-    dates = pd.to_datetime(pd.Series(steps), errors="coerce", format=_format(pd.Series(steps)))
-    dated = not dates.isna().any() and "(?P<date>" in (form.columns or DATED)
+    named = pd.Series(steps if "(?P<date>" in (form.columns or DATED) else [None])
+    dates = pd.to_datetime(named, errors="coerce", format=_format(named))
+    dated = not dates.isna().any()
     if dated:
         days[:] = dates.to_numpy().astype("datetime64[D]").astype(np.int64)
     elif form.start is not None:

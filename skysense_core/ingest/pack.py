@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import shapely
 from einops import rearrange
-from jaxtyping import Num
+from jaxtyping import Int, Num
 
 from skysense_core.data.histogram import Histogram
 from skysense_core.data.labels import class_map
@@ -68,8 +68,8 @@ class Tally:
 
     def add(self, raster: Raster) -> None:
         """Count one raster."""
-        bands = rearrange(raster.pixels, "t c h w -> c t h w")
-        self.waiting.append(bands[:, raster.valid])
+        bands = rearrange(raster.pixels, "t c h w -> c (t h w)")
+        self.waiting.append(bands if raster.valid.all() else bands[:, raster.valid.ravel()])
         self.samples, self.images = self.samples + 1, self.images + len(raster.days)
         self.dates = max(self.dates, len(raster.days))
         if sum(values.size for values in self.waiting) > TOGETHER:
@@ -81,12 +81,10 @@ class Tally:
             return
         values = np.concatenate(self.waiting, axis=1)
         self.waiting.clear()
-        size = values.shape[1]
-        mean, variance = np.array(
-            [(band.mean(), band.var()) if size else (0.0, 0.0) for band in (own.astype(np.float64) for own in values)]
-        ).T
-        moments = BandStatistics(count=size, mean=mean, squares=variance * size, dates=self.dates)
-        self.include(Tally(moments=moments, histograms=[Histogram.of(band) for band in values]))
+        counted = [_distinct(band) for band in values]
+        mean, squares = np.array([_moments(*band) for band in counted]).T
+        moments = BandStatistics(count=values.shape[1], mean=mean, squares=squares, dates=self.dates)
+        self.include(Tally(moments=moments, histograms=[Histogram.of(*band) for band in counted]))
 
     def include(self, other: "Tally") -> None:
         """Count what another one has counted."""
@@ -128,6 +126,25 @@ class Tally:
             samples=table["samples"],
             images=table["images"],
         )
+
+
+def _distinct(values: Num[np.ndarray, "n"]) -> tuple[Num[np.ndarray, "k"], Int[np.ndarray, "k"]]:
+    """Values and how often each occurs. Small whole numbers occur often: counted first, the rest is quick."""
+    if not (values.size and values.dtype.kind in "iu" and values.dtype.itemsize <= 2):
+        return values, np.ones(len(values), dtype=np.int64)
+    low = int(values.min())
+    counts = np.bincount(values.astype(np.int64) - low)
+    found = np.flatnonzero(counts)
+    return found + low, counts[found]
+
+
+def _moments(values: Num[np.ndarray, "k"], counts: Int[np.ndarray, "k"]) -> tuple[float, float]:
+    """Mean and sum of squared deviations."""
+    if not len(values):
+        return 0.0, 0.0
+    exact = values.astype(np.float64)
+    mean = float((exact * counts).sum() / counts.sum())
+    return mean, float(((exact - mean) ** 2 * counts).sum())
 
 
 def _listed(value: Any) -> Any:

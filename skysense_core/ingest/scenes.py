@@ -129,8 +129,9 @@ class SceneWork:
         each = side**2 * len(stack.band_names) * 4
         positions = {cells.name(index): index for index in range(len(cells))}
         failed: dict[str, str] = {}
-        for piece in cells.blocks(max(int((PIECE / each) ** 0.5), 1)):
-            for date in range(len(stack.days)):
+        pieces = cells.blocks(max(int((PIECE / each) ** 0.5), 1))
+        for date in range(len(stack.days)):  # blocks that two pieces share are still in GDAL's cache then
+            for piece in pieces:
                 if not meets(stack, date, piece.grid(side)):
                     continue
                 for cell, pixels, valid in _cut(stack, date, piece, side, failed):

@@ -3,7 +3,7 @@
 Nothing is reprojected: a chip is read where it lies in its shard (see `data.store`).
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -83,7 +83,7 @@ class Store:
         return StoreSplit(
             root=self.path,
             modalities=dict(modalities),
-            table=table,
+            table=table.select(_columns(modalities)).combine_chunks(),
             classes=description.classes,
             colours=description.colours or None,
             notes=tuple(notes),
@@ -92,7 +92,7 @@ class Store:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoreSplit:
-    """Some rows of the index."""
+    """Some rows of the index, and of its columns those that reading takes."""
 
     root: str
     modalities: Mapping[str, Modality]
@@ -155,6 +155,12 @@ class StoreSplit:
 
     def _part(self, row: Mapping[str, Any], name: str) -> str:
         return subfile(path_of(self.root, row["shard"]), row[f"{name}_offset"], row[f"{name}_size"])
+
+
+def _columns(modalities: Iterable[str]) -> list[str]:
+    """What a sample is read by: looking up all of a row takes as long as decoding a chip."""
+    places = [f"{name}_{field}" for name in modalities for field in ("offset", "size", "height", "width")]
+    return ["id", "lon", "lat", "shard", "geometry", "label_offset", "label_size", *places]
 
 
 def _check(path: str, description: Description, name: str, modality: Modality) -> None:
