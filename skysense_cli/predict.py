@@ -55,7 +55,8 @@ def predict(
         bool,
         typer.Option(
             "--keep-going",
-            help="Go on after a region that fails: noted in failures.jsonl beside the maps, exit code 3.",
+            help="Go on after a region, or a picture of a table, that fails: noted in failures.jsonl beside the files, "
+            "exit code 3.",
             rich_help_panel=options.AREA,
         ),
     ] = False,
@@ -177,6 +178,7 @@ def predict(
       skysense predict s2=may/ s2=june/ s1=may.tif s1=june.tif --model runs/floods --out flood.tif
       skysense predict scene.tif --out part.tif --bbox 13.1,52.4,13.2,52.5 --bbox-crs EPSG:4326
       skysense predict scene.tif --out 'maps/{id}.tif' --regions counties.gpkg --id-column name
+      skysense predict pictures/ --model runs/scenes --out table.csv
 
     A run that is stopped goes on where it was when the same command is given again.
     """
@@ -185,6 +187,7 @@ def predict(
     from skysense_core.geo.options import ReadOptions
     from skysense_core.predict import PredictConfig, estimate
     from skysense_core.predict import predict as run
+    from skysense_core.predict.chips import are_chips
     from skysense_core.predict.products import CONFIDENCE
 
     reading = tables.read(
@@ -226,10 +229,13 @@ def predict(
         "array": tables.part("--shard", shard),
         "overwrite": overwrite,
     }
-    if regions is None and (keep_going or id_column is not None):
-        raise UsageError("--id-column and --keep-going are for --regions")
     settings = PredictConfig(**config.merge(given))
-    if regions is not None:
+    chips = regions is None and are_chips(settings)
+    if regions is None and (id_column is not None or (keep_going and not chips)):
+        raise UsageError("--id-column and --keep-going are for --regions, and --keep-going for tables of pictures")
+    if chips:
+        _of_chips(settings, keep_going=keep_going, json=json, quiet=quiet)
+    elif regions is not None:
         _each_region(settings, regions, id_column, keep_going=keep_going, dry_run=dry_run, json=json, quiet=quiet)
     elif dry_run:
         print_estimate(estimate(settings), json=json)
@@ -241,6 +247,24 @@ def predict(
             console.print_json(config.to_table(result))
         elif not quiet:
             _print(result)
+
+
+def _of_chips(settings: "PredictConfig", *, keep_going: bool, json: bool, quiet: bool) -> None:
+    from skysense_core import config
+    from skysense_core.predict.chips import FAILURES, predict_chips
+
+    result = predict_chips(settings, keep_going=keep_going)
+    if json:
+        console.print_json(config.to_table(result))
+    elif not quiet:
+        console.print_table("Pictures", ("class", "pictures"), [(name, f"{n:,}") for name, n in result.classes.items()])
+        console.print_facts({"model": f"{result.model} ({result.digest[:12]})", "file": str(result.path)})
+    if result.failed:
+        raise PartialError(
+            f"{len(result.failed)} of {result.pictures + len(result.failed)} pictures could not be read: "
+            f"{', '.join(result.failed[:5])}",
+            fix=f"See {settings.out.parent / FAILURES}.",
+        )
 
 
 def _each_region(

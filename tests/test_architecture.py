@@ -34,6 +34,7 @@ BASES = {
     "tasks.classification",
     "tasks.detection",
     "sources.folder",
+    "sources.class_folders",
     "sources.dior",
     "sources.scenes",
 }

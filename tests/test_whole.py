@@ -1,9 +1,13 @@
 """Tasks whose answer is one class, some tags or a value: learnt, measured, and mapped over a scene."""
 
 import json
+import shutil
+import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import rasterio
 import torch
@@ -11,6 +15,7 @@ from affine import Affine
 from odc.geo.geobox import GeoBox
 from sklearn.metrics import average_precision_score, f1_score
 
+from skysense_cli.app import main
 from skysense_core import config, modalities, sources
 from skysense_core.checkpoint import load_model, save_model
 from skysense_core.errors import SkysenseError, UsageError
@@ -20,6 +25,7 @@ from skysense_core.metrics import ImageMetrics, TagMetrics, ValueMetrics
 from skysense_core.model.presets import ModelSpec
 from skysense_core.model.skysense import SkySense
 from skysense_core.predict import PredictConfig, predict
+from skysense_core.predict.chips import are_chips, predict_chips
 from skysense_core.sources.class_folders import ClassFolders
 from skysense_core.tasks.multilabel import Multilabel
 from skysense_core.tasks.regression import Regression
@@ -212,3 +218,43 @@ def test_labels_of_another_kind_are_refused() -> None:
     with pytest.raises(SkysenseError, match="regression needs maps of values"):
         Regression().encode(Tags(codes=(1,)), (2, 2))
     assert Multilabel(classes=CLASSES).encode(Tags(codes=(0, 2)), (2, 2)).tolist() == [1, 0, 1]
+
+
+def test_a_folder_of_pictures_becomes_a_table(run: Path, folders: Path, tmp_path: Path) -> None:
+    """Every picture gets its class and probabilities that sum to one; csv and parquet say the same."""
+    tables = []
+    for name in ("table.csv", "table.parquet"):
+        given = PredictConfig(inputs=(str(folders),), model=run, out=tmp_path / name, device="cpu", precision="fp32")
+        assert are_chips(given)
+        result = predict_chips(given)
+        tables.append(pd.read_csv(result.path) if name.endswith("csv") else pd.read_parquet(result.path))
+    assert result.pictures == 18
+    assert result.classes == dict.fromkeys(CLASSES, 6)
+    for table in tables:
+        assert [Path(path).parent.name for path in table.path] == table["class"].tolist()
+        assert (folders / table.path[0]).is_file()
+        np.testing.assert_allclose(table[[f"probability of {name}" for name in CLASSES]].sum(axis=1), 1, atol=1e-5)
+    pd.testing.assert_frame_equal(*tables, atol=1e-5)
+    assert not are_chips(replace(given, out=tmp_path / "map.tif"))
+    with pytest.raises(UsageError, match="exists"):
+        predict_chips(given)
+    with pytest.raises(UsageError, match="--preview is for maps"):
+        predict_chips(replace(given, preview=tmp_path / "map.png", overwrite=True))
+
+
+def test_pictures_that_cannot_be_read_are_named(
+    run: Path, folders: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mixed, out = tmp_path / "mixed", tmp_path / "table.csv"
+    shutil.copytree(folders / "Images" / "sea", mixed)
+    (mixed / "broken.png").write_bytes(b"no picture")
+    words = ["skysense", "predict", str(mixed), "--model", str(run), "--out", str(out), "--device", "cpu"]
+    for more, code in (([], 1), (["--keep-going"], 3)):
+        monkeypatch.setattr(sys, "argv", [*words, *more])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        assert ended.value.code == code
+        assert "broken.png" in capsys.readouterr().err
+        assert out.exists() is (code == 3)
+    assert len(pd.read_csv(out)) == 6
+    assert json.loads((tmp_path / "failures.jsonl").read_text())["path"] == "broken.png"

@@ -80,7 +80,10 @@ def detect(path: Path) -> str:
     if not path.exists():
         raise SkysenseError(f"{path}: no such file or folder")
     known = {name: registry.load("sources", name) for name in registry.names("sources")}
-    fitting = [name for name, source in known.items() if source.detect(path)]
+    found = {name: source for name, source in known.items() if source.detect(path)}
+    # A specialisation knows more of the data than its base.
+    special = {base for source in found.values() for base in source.__mro__[1:]}
+    fitting = [name for name, source in found.items() if source not in special]
     if len(fitting) == 1:
         return fitting[0]
     lines = "\n".join(f"  {name}: {known[name].looked_for}" for name in fitting or known)
