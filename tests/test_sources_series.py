@@ -9,7 +9,7 @@ import pytest
 from skysense_core import config, modalities, sources
 from skysense_core.errors import SkysenseError, UsageError
 from skysense_core.sources.series import Series, SeriesSplit
-from skysense_core.types import PartName
+from skysense_core.types import PartName, ValueMap
 
 TEN = [band.name for band in modalities.load("s2").bands]
 RADAR = {"s1": {"log10": 20.0, "offset": -83.0}}
@@ -282,3 +282,48 @@ def test_a_model_learns_from_points(tmp_path: Path) -> None:
     assert result.metrics["oa"] > 0.9
     scores = evaluate(EvaluateConfig(model=tmp_path / "run", device="cpu")).scores
     assert scores["model"]["oa"] > 0.9 > scores["majority"]["oa"]
+
+
+def test_a_table_of_its_own_says_the_parts(canada: Path, fields: config.Table) -> None:
+    """A published split of Canada: 30 % of the cells are held out, points that are not listed are left out."""
+    table = canada.with_name("split_seed1.csv")
+    said = pd.read_csv(table).set_index("sample_id")
+    crops = [str(code) for code in sorted(set(said.croptype))]
+    given = {**fields, "label_column": "CROPTYPE_LABEL", "classes": crops, "split_table": table}
+    found = {part: opened({**given, "split_by": "h3_l3_cell"}, part) for part in ("train", "val", "test")}
+    ids = {part: [split.ids[row] for row in split.rows] for part, split in found.items()}
+    assert set(ids["test"]) == set(said.index[said.split == "test"])
+    assert set(ids["train"]) | set(ids["val"]) == set(said.index[said.split == "train"])
+    assert not set(said.loc[ids["train"], "h3_l3_cell"]) & set(said.loc[ids["val"], "h3_l3_cell"])
+    for part, index in (("test", 0), ("train", 7)):
+        code = found[part].label(index).codes[0, 0]
+        assert found[part].classes[code] == str(said.loc[ids[part][index], "croptype"])
+
+
+def test_a_column_of_numbers_is_a_map_of_values(tmp_path: Path) -> None:
+    rows = {
+        "id": ["a", "b", "c", "d"],
+        **{f"B{band:02d}_2020-0{month}-01": [100 * month + band] * 4 for band in (2, 3) for month in (1, 2)},
+        "moisture": [81.5, np.nan, 120.0, 7.25],
+        "place": ["p", "q", "r", "s"],
+    }
+    path = tmp_path / "points.csv"
+    pd.DataFrame(rows).to_csv(path, index=False)
+    (tmp_path / "parts.csv").write_text("id,split\na,train\nc,test\nb,train\n")
+    given = {"path": path, "value_column": "moisture", "split_table": tmp_path / "parts.csv"}
+    found = {part: opened(given, part) for part in ("train", "test")}
+    assert [len(split) for split in found.values()] == [1, 1]  # b has no value, d is not listed
+    assert any("1 points that parts.csv does not list" in note for note in found["train"].notes)
+    label = found["test"][0].label
+    assert isinstance(label, ValueMap)
+    assert (label.values == 120.0).all()
+    assert sources.labelled(found["train"], "series") is found["train"]
+    with pytest.raises(UsageError, match="no column of numbers"):
+        opened({**given, "value_column": "place"})
+    with pytest.raises(UsageError, match="Leave one out"):
+        opened({**given, "label_column": "place"})
+    with pytest.raises(UsageError, match="which column says where"):
+        opened({"path": path, "value_column": "moisture"})
+    (tmp_path / "parts.csv").write_text("id,split\nz,train\n")
+    with pytest.raises(UsageError, match="is in it"):
+        opened(given)

@@ -10,11 +10,12 @@ import numpy as np
 import pandas as pd
 import pyarrow
 import pyarrow.parquet
-from jaxtyping import Bool, Float32, Int
+from jaxtyping import Bool, Float32, Float64, Int
 
 from skysense_core.errors import SkysenseError, UsageError, did_you_mean
 from skysense_core.geo import bands
 from skysense_core.geo.bands import Found
+from skysense_core.geo.labels import text_of
 from skysense_core.modalities import Modality
 
 SUFFIXES = (".parquet", ".csv", ".csv.gz", ".txt", ".txt.gz", ".tsv", ".tsv.gz")
@@ -104,6 +105,28 @@ def read_columns(path: Path, names: Sequence[str]) -> pd.DataFrame:
             raise SkysenseError(f"{file}: not a readable table: {error}") from None
         frames.append(frame if path.is_file() else frame.assign(**{FILE: file.name.split(".")[0]}))
     return pd.concat(frames, ignore_index=True)
+
+
+def read_texts(path: Path, key: str, column: str) -> dict[str, str]:
+    """{text of one column: text of another}. Raises UsageError where one of them is missing."""
+    columns = columns_of(path)
+    for name in (key, column):
+        require(columns, name, "data.split_table", path)
+    table = read_columns(path, [key, column])
+    return dict(zip(texts_of(table, key), texts_of(table, column), strict=True))
+
+
+def texts_of(table: pd.DataFrame, column: str) -> tuple[str, ...]:
+    """A column as text; numbers of rows where there is none."""
+    return tuple(text_of(value) for value in table.get(column, table.index).tolist())
+
+
+def numbers_of(table: pd.DataFrame, column: str, path: Path) -> Float64[np.ndarray, "p"]:
+    """A column as numbers, NaN where it is empty. Raises UsageError where it holds anything else."""
+    try:
+        return pd.to_numeric(table[column]).to_numpy(dtype=np.float64, na_value=np.nan)
+    except ValueError as error:
+        raise UsageError(f"{path}: {column} is no column of numbers: {error}") from None
 
 
 def matches(columns: Sequence[str], modality: Modality, form: Form, where: Path) -> dict[int, dict[str, str]]:

@@ -13,7 +13,7 @@ from skysense_core import config, modalities, registry
 from skysense_core.errors import SkysenseError, UsageError
 from skysense_core.geo.paths import is_remote
 from skysense_core.modalities import Modality
-from skysense_core.types import PartName, Split
+from skysense_core.types import PartName, Split, ValueMap
 
 log = logging.getLogger(__name__)
 
@@ -110,13 +110,20 @@ def from_table(table: Mapping[str, Any]) -> tuple[str, Source]:
 
 def labelled(split: Split, name: str) -> Split:
     """The split of a source, if it has labels; raises UsageError otherwise."""
-    if not split.classes:
+    if not split.classes and not _has_values(split):
         raise UsageError(
             f"{name}: there are no labels, which only skysense pretrain can learn from",
             fix="Give labels (--labels FILE beside rasters, masks/ beside images/, --label-column of a table), or use "
             "skysense pretrain.",
         )
     return split
+
+
+def _has_values(split: Split) -> bool:
+    try:
+        return len(split) > 0 and isinstance(split.label(0), ValueMap)
+    except SkysenseError:  # how sources without labels answer
+        return False
 
 
 def choose_modalities(

@@ -1,7 +1,8 @@
 """A table of point time series: analysts' crop samples, as Parquet or CSV, long or wide.
 
 A point is one patch of the ViT (4 x 4 pixels), all of them alike, so that it goes through the encoders as any image
-does; its class is the label of all of them. Points are near each other, so they are split by a column, never by row.
+does; its class, or its value, is the label of all of them. Points are near each other, so they are split by a column,
+never by row.
 """
 
 from collections import Counter
@@ -29,10 +30,12 @@ from skysense_core.geo.labels import UNKNOWN, Classes, Legend, text_of
 from skysense_core.geo.vector import LONLAT, footprint_lonlat
 from skysense_core.modalities import CELL, CELLS, Modality, finest
 from skysense_core.sources import About
-from skysense_core.types import IGNORE, ClassMap, PartName, Raster, Sample
+from skysense_core.types import IGNORE, ClassMap, PartName, Raster, Sample, ValueMap
 
 Share: TypeAlias = Annotated[float, Field(ge=0, lt=1)]
 
+SPLIT = "split"
+"""Column of the part in a table of its own."""
 PARTS: dict[str, PartName] = {
     **dict.fromkeys(("train", "training"), "train"),
     **dict.fromkeys(("val", "valid", "validation"), "val"),
@@ -46,10 +49,10 @@ class Series:
 
     looked_for: ClassVar[str] = "a table of point time series: .parquet, .csv or .txt, also packed as .gz"
     about: ClassVar[About] = About(
-        tasks=("crop", "segmentation"),
+        tasks=("crop", "classification", "regression", "segmentation"),
         modalities=("s2", "s1"),
         classes="yours",
-        split="a column, or places of a column",
+        split="a column, a table of its own, or places of a column",
         licence="yours",
         where="your own table of points",
     )
@@ -76,10 +79,14 @@ class Series:
     label_column: str | None = None
     classes: Classes | None = None
     """Values of the label column that are classes, others are left out, or {value = class name}; not given: all."""
+    value_column: str | None = None
+    """Column of a number to be learnt (regression), in place of a class."""
     split_by: str | None = None
     """Column of places (a grid cell, a region), each of which belongs to one part as a whole."""
     split_column: str | None = None
     """Column that says train, val or test; where no row validates, places of `split_by` among those that train do."""
+    split_table: Path | None = None
+    """A table of its own with `id_column` and `split_column` (else `split`); points it does not list are left out."""
     val_share: Share = 0.2
     test_share: Share = 0.2
     """Of the places."""
@@ -118,14 +125,17 @@ class Series:
 
     def open(self, split: PartName, modalities: Mapping[str, Modality]) -> "SeriesSplit":
         """The points of one part. Raises UsageError where columns are lacking or values are not in the unit."""
+        if self.label_column is not None and self.value_column is not None:
+            raise UsageError("data.label_column and data.value_column: learn a class or a number", fix="Leave one out.")
         columns, form = points.columns_of(self.path), self.form()
         found = {name: self._bands(columns, modality) for name, modality in modalities.items()}
         long = points.is_long(columns, form)
         given = {
             "start": self.start_column,
             "label": self.label_column,
+            "value": self.value_column,
             "by": self.split_by,
-            "parts": self.split_column,
+            "parts": self.split_column if self.split_table is None else None,
         }
         if long:
             given |= {"id": self.id_column, "date": self.date_column}
@@ -149,16 +159,22 @@ class Series:
             series[name] = points.converted(own, values, modalities[name], self.nodata, self.path)
         table = self._points(frame) if long else frame
         legend, codes, notes = self._labels(table)
-        parts = self._parts(table[codes != IGNORE] if self.label_column else table)
+        numbers = None if self.value_column is None else points.numbers_of(table, self.value_column, self.path)
+        known = table[codes != IGNORE] if self.label_column else table
+        known = known if numbers is None else known[np.isfinite(numbers)]
+        listed, notes_of_list = self._listed(known)
+        notes += notes_of_list
+        parts = self._parts(listed)
         counts = Counter(parts.values())
         notes += ["points: " + ", ".join(f"{counts[part]} {part}" for part in ("train", "val", "test"))]
-        if self.split_by is None and self.split_column is None:
+        if self.split_by is None and self.split_column is None and self.split_table is None:
             notes.append("no column says how points are split: all of them train")
         notes += [f"{name}: its steps have no dates" for name, own in series.items() if not own.dated.any()]
         return SeriesSplit(
-            ids=_texts(table, self.id_column),
+            ids=points.texts_of(table, self.id_column),
             lonlat=_places(table, self.lon_column, self.lat_column),
             codes=codes,
+            numbers=numbers,
             series=series,
             rows=np.array([row for row, part in sorted(parts.items()) if part == split], dtype=np.int64),
             modalities=dict(modalities),
@@ -181,8 +197,8 @@ class Series:
 
     def _points(self, frame: pd.DataFrame) -> pd.DataFrame:
         """A row per point. Raises SkysenseError where its rows disagree about the label or the part."""
-        for column in (self.label_column, self.split_by, self.split_column):
-            if column is not None:
+        for column in (self.label_column, self.value_column, self.split_by, self.split_column):
+            if column in frame:
                 counts = frame.groupby(self.id_column)[column].nunique(dropna=False)
                 if (counts > 1).any():
                     raise SkysenseError(f"{self.path}: point {counts.idxmax()} has several values of {column}")
@@ -205,29 +221,44 @@ class Series:
         note = f"{others.total()} points of no listed class are left out: {named}" + ", ..." * (len(others) > 6)
         return legend, codes, [note] if others else []
 
+    def _listed(self, table: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
+        """The points that `split_table` lists, with their parts; all of them where there is none."""
+        if self.split_table is None:
+            return table, []
+        column = self.split_column or SPLIT
+        parts = points.read_texts(self.split_table, self.id_column, column)
+        own = [parts.get(id) for id in points.texts_of(table, self.id_column)]
+        found = table.assign(**{column: own}).dropna(subset=[column])
+        if found.empty:
+            raise UsageError(f"{self.split_table}: no {self.id_column} of {self.path} is in it")
+        left = len(table) - len(found)
+        return found, [f"{left} points that {self.split_table.name} does not list are left out"] * (left > 0)
+
     def _parts(self, table: pd.DataFrame) -> dict[int, PartName]:
         """{row of the point: its part}"""
         rows = [int(row) for row in table.index]
-        if self.split_column is not None:
-            values = _texts(table, self.split_column)
+        column = self.split_column or (None if self.split_table is None else SPLIT)
+        if column is not None:
+            values = points.texts_of(table, column)
             strange = sorted(set(values) - set(PARTS))
             if strange:
+                where = self.split_table or self.path
                 raise UsageError(
-                    f"{self.path}: {self.split_column} holds {', '.join(strange[:8])}; expected train, val and test",
-                    fix=f"--split-by {self.split_column} deals its values to the parts.",
+                    f"{where}: {column} holds {', '.join(strange[:8])}; expected train, val and test",
+                    fix=f"--split-by {column} deals its values to the parts.",
                 )
             parts = {row: PARTS[value] for row, value in zip(rows, values, strict=True)}
             if "val" not in parts.values() and self.split_by is not None:
-                places = dict(zip(rows, _texts(table, self.split_by), strict=True))
+                places = dict(zip(rows, points.texts_of(table, self.split_by), strict=True))
                 learnt = [places[row] for row, part in parts.items() if part == "train"]
                 dealt = deal(learnt, val_share=self.val_share, test_share=0.0, seed=self.seed)
                 parts |= {row: dealt[places[row]] for row, part in parts.items() if part == "train"}
             return parts
         if self.split_by is not None:
-            places = dict(zip(rows, _texts(table, self.split_by), strict=True))
+            places = dict(zip(rows, points.texts_of(table, self.split_by), strict=True))
             dealt = deal(places.values(), val_share=self.val_share, test_share=self.test_share, seed=self.seed)
             return {row: dealt[place] for row, place in places.items()}
-        if self.label_column is not None:
+        if self.label_column is not None or self.value_column is not None:
             raise UsageError(
                 f"{self.path}: which column says where a point lies? Split by row, neighbours would test each other",
                 fix="--split-by COLUMN (a grid cell, a region), or --set data.split_column=COLUMN of train, val, test.",
@@ -243,6 +274,8 @@ class SeriesSplit:
     """Of all points of the table, as everything here but `rows`."""
     lonlat: Float64[np.ndarray, "p 2"] | None
     codes: UInt8[np.ndarray, "p"]
+    numbers: Float64[np.ndarray, "p"] | None
+    """The values to be learnt, NaN where unknown."""
     series: Mapping[str, Observations]
     rows: Int[np.ndarray, "n"]
     """The points of this part."""
@@ -265,15 +298,17 @@ class SeriesSplit:
             epochs=({name: self._raster(point, name, grids[name]) for name in self.modalities},),
             footprint=footprint,
             lonlat=lonlat,
-            label=self.label(index) if self.classes else None,
+            label=self.label(index) if self.classes or self.numbers is not None else None,
         )
 
     def size(self, index: int) -> tuple[int, int]:
         side = _side(self.modalities[finest(self.modalities)])
         return side, side
 
-    def label(self, index: int) -> ClassMap:
-        """The class of the point at each of its pixels. Raises UsageError where no column says it."""
+    def label(self, index: int) -> ClassMap | ValueMap:
+        """The class, or the value, of the point at each of its pixels. Raises UsageError where no column says it."""
+        if self.numbers is not None:
+            return ValueMap(values=np.full(self.size(index), self.numbers[self.rows[index]], dtype=np.float32))
         if not self.classes:
             raise UsageError("the points have no classes", fix="--label-column COLUMN")
         return ClassMap(codes=np.full(self.size(index), self.codes[self.rows[index]], dtype=np.uint8))
@@ -306,11 +341,6 @@ class SeriesSplit:
 def _side(modality: Modality) -> int:
     """Pixels along a point: one patch."""
     return CELL[modality.encoder] * CELLS
-
-
-def _texts(table: pd.DataFrame, column: str) -> tuple[str, ...]:
-    """A column as text; numbers of rows where there is none."""
-    return tuple(text_of(value) for value in table.get(column, table.index).tolist())
 
 
 def _places(table: pd.DataFrame, lon: str, lat: str) -> Float64[np.ndarray, "p 2"] | None:
