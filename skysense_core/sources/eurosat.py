@@ -8,7 +8,7 @@ the names say the parts.
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from skysense_core import modalities as modality_files
 from skysense_core.modalities import Modality
@@ -45,7 +45,8 @@ class Eurosat(ClassFolders):
     def described(self) -> dict[str, Modality]:
         """s2 as top-of-atmosphere reflectance, or hr at 10 m."""
         (name,) = self.available()
-        return {name: modality_files.load(name, {"s2": {"level": "L1C"}, "hr": {"gsd": 10.0}}[name])}
+        fields: dict[str, Any] = {"level": "L1C"} if name == "s2" else {"gsd": 10.0}
+        return {name: modality_files.load(name, fields)}
 
     def open(self, split: PartName, modalities: Mapping[str, Modality]) -> ClassFoldersSplit:
         """The patches of one part, with names for the bands of the files."""
