@@ -9,8 +9,13 @@ from jaxtyping import install_import_hook
 
 install_import_hook("skysense_core", "beartype.beartype")
 
+import hypothesis  # noqa: E402
 import rasterio  # noqa: E402
 from odc.geo.geobox import GeoBox  # noqa: E402
+
+# How long an example takes says more of the machine's load than of the code.
+hypothesis.settings.register_profile("patient", deadline=None)
+hypothesis.settings.load_profile("patient")
 
 
 @pytest.fixture(scope="session")

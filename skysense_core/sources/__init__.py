@@ -84,6 +84,8 @@ def detect(path: Path) -> str:
     # A specialisation knows more of the data than its base.
     special = {base for source in found.values() for base in source.__mro__[1:]}
     fitting = [name for name, source in found.items() if source not in special]
+    # Many layouts have folders of pictures: a generic one is meant where no other fits.
+    fitting = [name for name in fitting if not getattr(found[name], "generic", False)] or fitting
     if len(fitting) == 1:
         return fitting[0]
     lines = "\n".join(f"  {name}: {known[name].looked_for}" for name in fitting or known)

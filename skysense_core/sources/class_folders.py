@@ -5,7 +5,6 @@
 does, so that a part of the classes or of the pictures is split as the whole is.
 """
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,8 +27,6 @@ from skysense_core.types import PartName, Sample, Tags
 Share: TypeAlias = Annotated[float, Field(gt=0, lt=1)]
 PARTS: dict[str, PartName] = {"train": "train", "trn": "train", "val": "val", "test": "test", "tst": "test"}
 """Names of folders by the part that they hold."""
-BAND = re.compile(r"_(B[0-9][0-9A]|V[VH])$")
-"""How the name of a file ends that is one band of a picture, in layouts with a folder for each picture."""
 OTHERS = {"images", "masks", "image", "mask", "labels", "label", "a", "b", "before", "after"}
 """Names that folders have in layouts of another kind; a class is hardly called so."""
 
@@ -47,6 +44,7 @@ class ClassFolders:
         where="the data set's own page",
     )
     looked_for: ClassVar[str] = "a folder with a folder of pictures for each class, at least two"
+    generic: ClassVar[bool] = True
 
     path: Path
     modality: str = "hr"
@@ -210,4 +208,4 @@ def _folders(root: Path) -> list[Path]:
 
 
 def _is_picture(path: Path) -> bool:
-    return path.suffix.lower() in RASTERS and not path.name.startswith(".") and not BAND.search(path.stem)
+    return path.suffix.lower() in RASTERS and not path.name.startswith(".")
