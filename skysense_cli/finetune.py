@@ -190,10 +190,11 @@ def _run_folder(task: str, data: Sequence[str]) -> Path:
 
 def _print(result: "RunResult") -> None:
     console.print_classes("Best model on the validation part", result.metrics)
+    baselines = " --baselines" if "confusion" in result.metrics else ""
     console.print_facts(
         {
             **console.totals(result.metrics),
             "model": str(result.model),
-            "next": f"skysense evaluate --model {result.folder} --split test --baselines",
+            "next": f"skysense evaluate --model {result.folder} --split test{baselines}",
         }
     )
