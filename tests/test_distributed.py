@@ -73,7 +73,15 @@ def table(path: Path, out: Path, **changes: Any) -> dict[str, Any]:
         "model": {"preset": "nano"},
         "views": {"global_cells": 8, "local_cells": 4, "window_cells": 12, "local_views": 1},
         "method": {"hidden": 32, "answers": 48, "bottleneck": 16, "clusters": 2},
-        "train": {"steps": 4, "batch_size": 4, "micro_batch": 2, "validate_every": 4, "save_every": 1, "log_every": 1},
+        "train": {
+            "steps": 4,
+            "batch_size": 4,
+            "micro_batch": 2,
+            "precision": "fp32",
+            "validate_every": 4,
+            "save_every": 1,
+            "log_every": 1,
+        },
         "device": "cpu",
     }
     return config.merge(given, changes)
