@@ -416,20 +416,38 @@ def test_what_a_killed_join_leaves_goes_with_the_shards(tmp_path, folder, whole,
 def test_twenty_kills_at_random_moments_lose_nothing(tmp_path, folder, whole):
     out, chance = tmp_path / "map.tif", random.Random(7)
     one = {**os.environ, "OMP_NUM_THREADS": "1"}
-    kills = 0
-    while kills < 20:
+
+    def started() -> subprocess.Popen[bytes]:
+        """A prediction that has a finished shard, or is over."""
         child = subprocess.Popen([sys.executable, "-c", CHILD, str(folder), str(out)], stdout=subprocess.PIPE, env=one)
         while not list(folder_of(out).glob("0????")) and child.poll() is None:
             time.sleep(0.02)
-        time.sleep(chance.uniform(0, 8))
+        return child
+
+    def begin_anew() -> None:
+        """Where a child was faster than the killer, its map is there."""
+        if out.exists():
+            assert files(out) == whole
+            out.unlink()
+            out.with_name("map_confidence.tif").unlink()
+
+    # How long it takes here: after a fixed time a fast machine would be done, and be struck rarely.
+    begun = time.perf_counter()
+    child = started()
+    shard = time.perf_counter()
+    child.wait()
+    end = time.perf_counter()
+    begin_anew()
+    kills = 0
+    while kills < 20:
+        goes_on = folder_of(out).exists()
+        child = started()
+        time.sleep(chance.uniform(0, end - begun if goes_on else end - shard))
         if child.poll() is None:
             child.kill()
             kills += 1
         child.wait()
-        if out.exists():  # it was faster than the killer: the map is there, the next ones begin anew
-            assert files(out) == whole
-            out.unlink()
-            out.with_name("map_confidence.tif").unlink()
+        begin_anew()
     ended = subprocess.run(
         [sys.executable, "-c", CHILD, str(folder), str(out)], check=True, capture_output=True, env=one
     )
