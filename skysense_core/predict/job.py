@@ -54,6 +54,7 @@ class Job:
     def __init__(self, given: PredictConfig, model: LoadedModel | None = None) -> None:
         self.config = given
         self.device = runtime.choose_device(given.device)
+        runtime.keep_freed_memory()
         description, self.notes = describe(given) if model is None else (model, [])
         self.model = model or load_model(description.folder, self.device)
         stacks, *later = open_epochs(given.inputs, self.model.modalities, given.read, self.model.task.output.epochs)
