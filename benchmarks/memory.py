@@ -26,7 +26,7 @@ from skysense_core.model.skysense import SkySense
 from skysense_core.predict import PredictConfig, predict
 from skysense_core.tasks.segmentation import Segmentation
 
-SIZES = ((2048, 2048), (8192, 2048), (16384, 2048), (2048, 16384))
+SIZES = ((2048, 2048), (8192, 2048), (40000, 2048), (2048, 40000), (10980, 10980))
 """Rows and columns."""
 CLASSES = 10
 WINDOW = 256
