@@ -25,3 +25,14 @@ def deal(places: Iterable[str], *, val_share: float, test_share: float, seed: in
     parts |= dict.fromkeys(order[:test], "test")
     parts |= dict.fromkeys(order[test : test + val], "val")
     return parts
+
+
+def validating(names: Iterable[str], part: PartName, *, val_share: float, seed: int) -> tuple[list[str], str]:
+    """The names that train or validate of a published training part, and a note on it for the user.
+
+    At least one validates; which ones follows from a hash of their names. The test part is published too.
+    """
+    order = shuffled(names, seed)
+    val = max(round(val_share * len(order)), 1)
+    note = f"no part validates: {val} of {len(order)} training pictures do, by a hash of their names"
+    return sorted(order[:val] if part == "val" else order[val:]), note

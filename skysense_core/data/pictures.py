@@ -1,11 +1,15 @@
-"""Several epochs of pictures of the same places, with a mask each: what sources of change detection open.
+"""Pictures of places at one or several epochs, with one mask or one for each epoch: what many sources open.
 
 All pictures of a place lie on the same pixels: nothing is resampled, and one of another size is an error.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TypeAlias
+
+import numpy as np
+from jaxtyping import Num
 
 from skysense_core.errors import SkysenseError
 from skysense_core.geo.files import open_file
@@ -14,20 +18,44 @@ from skysense_core.geo.options import ReadOptions
 from skysense_core.geo.raster import read_picture
 from skysense_core.geo.vector import footprint_lonlat
 from skysense_core.modalities import Modality
-from skysense_core.types import ClassMap, PartName, Raster, Sample
+from skysense_core.types import ClassMap, ClassMaps, PartName, Raster, Sample
+
+Values: TypeAlias = Callable[[Raster, Path], Num[np.ndarray, "h w"]]
+"""The bands of a mask become one number per pixel, which the legend knows."""
 
 CHANGE = Legend(classes=("unchanged", "changed"), codes={"0": 0, "1": 1, "255": 1})
 """Masks of change are written 0 and 255, or 0 and 1."""
 
 
+def one_band(mask: Raster, path: Path) -> Num[np.ndarray, "h w"]:
+    """The numbers of the only band. Raises SkysenseError where there are several."""
+    if mask.pixels.shape[1] != 1:
+        raise SkysenseError(f"{path}: {mask.pixels.shape[1]} bands; a mask has one")
+    return mask.pixels[0, 0]
+
+
+def colours_of(mask: Raster, path: Path) -> Num[np.ndarray, "h w"]:
+    """Red, green and blue as one number, 0xrrggbb. Raises SkysenseError where there are not these three bands."""
+    if mask.pixels.shape[1] not in (3, 4):
+        raise SkysenseError(f"{path}: {mask.pixels.shape[1]} bands; a mask of colours has red, green and blue")
+    red, green, blue = mask.pixels[0, :3].astype(np.int32)
+    return (red << 16) + (green << 8) + blue
+
+
+def legend_of_colours(colours: Mapping[str, str]) -> Legend:
+    """The legend of masks of colours, for {"#rrggbb": name of the class}; "ignore" leaves a colour out."""
+    return Legend.of_mapping({str(int(colour.removeprefix("#"), 16)): name for colour, name in colours.items()})
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Place:
-    """The pictures of one place, and its mask."""
+    """The pictures of one place, and their masks."""
 
     id: str
     epochs: tuple[Mapping[str, Path], ...]
     """By modality, in the order of time; a folder holds the bands of one picture as files."""
-    mask: Path
+    masks: tuple[Path, ...]
+    """One for all epochs, or one for each."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,6 +66,7 @@ class PicturesSplit:
     legend: Legend
     places: tuple[Place, ...]
     sizes: tuple[tuple[int, int], ...]
+    values: Values = one_band
     read: Mapping[str, ReadOptions] = field(default_factory=dict)
     """By modality: what its files do not say themselves."""
     notes: tuple[str, ...] = ()
@@ -61,12 +90,15 @@ class PicturesSplit:
     def size(self, index: int) -> tuple[int, int]:
         return self.sizes[index]
 
-    def label(self, index: int) -> ClassMap:
-        path = self.places[index].mask
+    def label(self, index: int) -> ClassMap | ClassMaps:
+        maps = [self._map(path) for path in self.places[index].masks]
+        first, *later = maps
+        return ClassMaps(codes=np.stack([one.codes for one in maps]), geobox=first.geobox) if later else first
+
+    def _map(self, path: Path) -> ClassMap:
         mask = read_picture(path, bands=None)
-        if mask.pixels.shape[1] != 1:
-            raise SkysenseError(f"{path}: {mask.pixels.shape[1]} bands; a mask has one")
-        return ClassMap(codes=self.legend.encode(mask.pixels[0, 0], mask.valid[0], str(path)), geobox=mask.geobox)
+        codes = self.legend.encode(self.values(mask, path), mask.valid[0], str(path))
+        return ClassMap(codes=codes, geobox=mask.geobox)
 
     def _read(self, name: str, path: Path) -> Raster:
         modality, options = self.modalities[name], self.read.get(name)
@@ -81,8 +113,10 @@ def open_places(
     folder: Path,
     part: PartName,
     legend: Legend = CHANGE,
+    values: Values = one_band,
     read: Mapping[str, ReadOptions] | None = None,
     notes: tuple[str, ...] = (),
+    colours: tuple[str, ...] | None = None,
 ) -> PicturesSplit:
     """The places of one part of the data set in `folder`, checked before anything is learnt from them.
 
@@ -92,13 +126,20 @@ def open_places(
         raise SkysenseError(f"{folder}: the {part} part is empty")
     sizes = tuple(_common_size(place) for place in places)
     return PicturesSplit(
-        modalities=dict(modalities), legend=legend, places=places, sizes=sizes, read=read or {}, notes=notes
+        modalities=dict(modalities),
+        legend=legend,
+        places=places,
+        sizes=sizes,
+        values=values,
+        read=read or {},
+        notes=notes,
+        colours=colours,
     )
 
 
 def _common_size(place: Place) -> tuple[int, int]:
     sizes = {}
-    for path in (*(path for epoch in place.epochs for path in epoch.values()), place.mask):
+    for path in (*(path for epoch in place.epochs for path in epoch.values()), *place.masks):
         if not path.exists():
             raise SkysenseError(f"{path}: no such file", fix=f"Every date of {place.id} and its mask must be there.")
         for file in sorted(path.glob("*.tif")) if path.is_dir() else [path]:

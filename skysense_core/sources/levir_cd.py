@@ -74,7 +74,7 @@ class LevirCd:
 
     def _place(self, root: Path, name: str) -> Place:
         before, after, mask = (_file(root / folder, name) for folder in (BEFORE, AFTER, LABEL))
-        return Place(id=Path(name).stem, epochs=({self.modality: before}, {self.modality: after}), mask=mask)
+        return Place(id=Path(name).stem, epochs=({self.modality: before}, {self.modality: after}), masks=(mask,))
 
 
 def _file(folder: Path, name: str) -> Path:

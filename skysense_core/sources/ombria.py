@@ -12,7 +12,7 @@ from typing import Annotated, ClassVar
 
 from pydantic import Field
 
-from skysense_core.data.parts import shuffled
+from skysense_core.data.parts import validating
 from skysense_core.data.pictures import PicturesSplit, Place, open_places
 from skysense_core.errors import SkysenseError, UsageError
 from skysense_core.geo.options import ReadOptions
@@ -79,10 +79,8 @@ class Ombria:
         numbers = self._numbers(part, next(iter(modalities)))
         notes: tuple[str, ...] = ()
         if part == "train":
-            order = shuffled(numbers, self.seed)
-            val = max(round(self.val_share * len(order)), 1)
-            numbers = sorted(order[:val] if split == "val" else order[val:])
-            notes = (f"no part validates: {val} of {len(order)} training pictures do, by a hash of their numbers",)
+            numbers, note = validating(numbers, split, val_share=self.val_share, seed=self.seed)
+            notes = (note,)
         places = tuple(self._place(part, number, modalities) for number in numbers)
         read = {name: ReadOptions(bands=BANDS[name]) for name in modalities}
         return open_places(places, modalities, folder=self.path, part=split, read=read, notes=notes)
@@ -103,4 +101,4 @@ class Ombria:
         if not masks:
             raise SkysenseError(f"{file('s1', 'mask')}: no such file", fix=f"The mask of picture {number} is needed.")
         epochs = tuple({name: file(name, kind) for name in modalities} for kind in ("before", "after"))
-        return Place(id=number, epochs=epochs, mask=masks[0])
+        return Place(id=number, epochs=epochs, masks=(masks[0],))

@@ -13,7 +13,7 @@ from typing import Annotated, ClassVar
 
 from pydantic import Field
 
-from skysense_core.data.parts import shuffled
+from skysense_core.data.parts import validating
 from skysense_core.data.pictures import PicturesSplit, Place, open_places
 from skysense_core.errors import SkysenseError, UsageError
 from skysense_core.geo.labels import Legend
@@ -66,10 +66,8 @@ class Oscd:
         cities = self._cities(part)
         notes: tuple[str, ...] = ()
         if part == "train":
-            order = shuffled(cities, self.seed)
-            val = max(round(self.val_share * len(order)), 1)
-            cities = sorted(order[:val] if split == "val" else order[val:])
-            notes = (f"no part validates: {val} of {len(order)} training cities do, by a hash of their names",)
+            cities, note = validating(cities, split, val_share=self.val_share, seed=self.seed)
+            notes = (note,)
         places = tuple(self._place(part, city) for city in cities)
         return open_places(places, modalities, folder=self.path, part=split, legend=LEGEND, notes=notes)
 
@@ -80,5 +78,6 @@ class Oscd:
         return sorted(name for item in path.read_text(encoding="utf-8").split(",") if (name := item.strip()))
 
     def _place(self, part: str, city: str) -> Place:
+        mask = self.path / LABELS[part] / city / "cm" / f"{city}-cm.tif"
         epochs = tuple({"s2": self.path / IMAGES / city / f"imgs_{number}_rect"} for number in (1, 2))
-        return Place(id=city, epochs=epochs, mask=self.path / LABELS[part] / city / "cm" / f"{city}-cm.tif")
+        return Place(id=city, epochs=epochs, masks=(mask,))
