@@ -264,3 +264,26 @@ def test_a_dense_model_has_an_encoder_and_a_head() -> None:
     model = Landcover(classes=CLASSES).build_model(encoder_of("hr", "s2"))
     assert isinstance(model, DenseModel)
     assert {name.split(".")[0] for name in model.state_dict()} == {"encoder", "head"}
+
+
+def test_an_auxiliary_head_helps_training_alone() -> None:
+    torch.manual_seed(0)
+    known = {"hr": modalities.load("hr")}
+    encoder = SkySense(ModelSpec(preset="nano", fusion=False), known)
+    task = Segmentation(classes=CLASSES, auxiliary=0.4)
+    model = task.build_model(encoder)
+    batch = batch_of("hr")
+    losses = task.losses(model, batch)
+    assert losses.keys() == {"cross_entropy", "auxiliary"}
+    losses["auxiliary"].backward()
+    reached = {name.split(".")[0] for name, one in model.named_parameters() if one.grad is not None}
+    assert reached == {"encoder", "auxiliary"}  # not the head
+    shape = model(batch).shape
+    model.auxiliary = None
+    assert model(batch).shape == shape
+
+
+def test_an_auxiliary_head_needs_levels() -> None:
+    encoder = SkySense(ModelSpec(preset="nano"), {"s2": modalities.load("s2")})
+    with pytest.raises(UsageError, match="levels of a Swin"):
+        Segmentation(classes=CLASSES, auxiliary=0.4).build_model(encoder)

@@ -3,12 +3,13 @@
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 import torch
 from einops import reduce
 from jaxtyping import Bool, Float, UInt8
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -54,6 +55,9 @@ class Segmentation:
     class_weights: tuple[float, ...] = ()
     """Not given: from the training labels, by `class_balance`."""
     label_smoothing: float = 0.0
+    auxiliary: Annotated[float, Field(ge=0)] = 0.0
+    """Weight in the loss of an FCN on the third level, of stride 16 (METHOD 4, iSAID: 0.4); 0 is none. It helps
+    training only."""
     whole: ClassVar[bool] = False
 
     @property
@@ -106,7 +110,20 @@ class Segmentation:
     def build_model(self, encoder: SkySense) -> "DenseModel":
         """The encoder and a head on it."""
         head, levels = self.build_head(encoder)
-        return DenseModel(encoder, head, fuse=self.fuses(encoder.modalities), levels=levels)
+        auxiliary = self.build_auxiliary(encoder)
+        return DenseModel(encoder, head, fuse=self.fuses(encoder.modalities), levels=levels, auxiliary=auxiliary)
+
+    def build_auxiliary(self, encoder: SkySense, maps: int = 1) -> Fcn | None:
+        """The head that helps training, on so many maps side by side. Raises UsageError without levels."""
+        if not self.auxiliary:
+            return None
+        if encoder.modalities[encoder.reference].encoder != "swin" or self.head == "fcn":
+            raise UsageError(
+                "task.auxiliary is for an UperNet on the levels of a Swin encoder, those of hr",
+                fix="Leave it out: --set task.auxiliary=0",
+            )
+        sizes = encoder.spec.sizes
+        return Fcn(maps * sizes.swin.widths[2], self.width or sizes.decoder_width, len(self.classes))
 
     def build_head(self, encoder: SkySense, maps: int = 1) -> tuple[nn.Module, bool]:
         """A head on so many maps of each kind side by side, and whether it takes levels or the fused map alone."""
@@ -130,15 +147,23 @@ class Segmentation:
         return codes
 
     def losses(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        """Weighted cross-entropy over the labelled pixels of all processes' batches; 0 where there are none.
+        """Weighted cross-entropy over the labelled pixels of all processes' batches; 0 where there are none. The same
+        of the auxiliary head, where there is one.
 
         This process's part; see `collectives.mean`.
         """
+        logits, helping = model.both(batch) if isinstance(model, DenseModel) else (model(batch), None)
+        losses = {"cross_entropy": self._cross_entropy(logits, batch)}
+        if helping is not None:
+            losses["auxiliary"] = self.auxiliary * self._cross_entropy(helping, batch)
+        return losses
+
+    def _cross_entropy(self, logits: Float[Tensor, "b k *_"], batch: Batch) -> Float[Tensor, ""]:
         assert batch.target is not None
-        logits, target = model(batch).float(), batch.target.long()
+        target = batch.target.long()
         weights = torch.tensor(self.class_weights or (1.0,) * len(self.classes), device=logits.device)
         total = F.cross_entropy(
-            logits,
+            logits.float(),
             target,
             weights,
             ignore_index=IGNORE,
@@ -146,7 +171,7 @@ class Segmentation:
             label_smoothing=self.label_smoothing,
         )
         weight = collectives.summed(weights[target[target != IGNORE]].sum())
-        return {"cross_entropy": total * runtime.world() / weight.clamp(min=torch.finfo(torch.float32).tiny)}
+        return total * runtime.world() / weight.clamp(min=torch.finfo(torch.float32).tiny)
 
     def metrics(self) -> ClassMapMetrics:
         return ClassMapMetrics(self.classes)
@@ -169,22 +194,37 @@ class DenseModel(nn.Module):
     """Encoder and head: a batch to logits on the grid of the reference modality.
 
     With `levels` the head takes the reference's four levels, the last one replaced by the fused map where that is
-    computed; without, it takes the fused map alone.
+    computed; without, it takes the fused map alone. `auxiliary` sees the third level, and only in training.
     """
 
-    def __init__(self, encoder: SkySense, head: nn.Module, *, fuse: bool, levels: bool) -> None:
+    def __init__(
+        self, encoder: SkySense, head: nn.Module, *, fuse: bool, levels: bool, auxiliary: nn.Module | None = None
+    ) -> None:
         super().__init__()
         self.encoder = encoder
         self.head = head
         self.fuse = fuse
         self.levels = levels
+        self.auxiliary = auxiliary
 
     def forward(self, batch: Batch) -> Float[Tensor, "b k h w"]:
-        maps, stride = self.maps(batch, batch.epochs[0])
-        return self.drawn(maps, stride, batch)
+        maps, stride = self.seen(batch)
+        return self.drawn(self.head, maps, stride, batch)
+
+    def both(self, batch: Batch) -> tuple[Float[Tensor, "b k h w"], Float[Tensor, "b k h w"] | None]:
+        """The logits of the head and of the auxiliary one, if any."""
+        if self.auxiliary is None:
+            return self(batch), None
+        maps, stride = self.seen(batch)
+        helping = self.drawn(self.auxiliary, maps, stride, batch, level=2)
+        return self.drawn(self.head, maps, stride, batch), helping
+
+    def seen(self, batch: Batch) -> tuple[list[Float[Tensor, "b _ _ _"]], float]:
+        """What the heads take of a batch, finest first, and the finest one's stride."""
+        return self.maps(batch, batch.epochs[0])
 
     def maps(self, batch: Batch, images: dict[str, Series]) -> tuple[list[Float[Tensor, "b _ _ _"]], float]:
-        """What the head takes of the images of an epoch, finest first, and the finest one's stride.
+        """The same of the images of one epoch.
 
         The reference's levels are the mean over the dates that show anything.
         """
@@ -197,9 +237,16 @@ class DenseModel(nn.Module):
         levels = [over_dates(level, seen) for level in features.levels[self.encoder.reference]]
         return levels if features.fused is None else [*levels[:3], features.fused.tensor[:, 0]], finest.stride
 
-    def drawn(self, maps: list[Float[Tensor, "b _ _ _"]], stride: float, batch: Batch) -> Float[Tensor, "b k h w"]:
-        """The head's logits of these maps on the pixels of the reference."""
-        logits = self.head(maps if self.levels else maps[0])
+    def drawn(
+        self,
+        head: nn.Module,
+        maps: list[Float[Tensor, "b _ _ _"]],
+        stride: float,
+        batch: Batch,
+        level: int | None = None,
+    ) -> Float[Tensor, "b k h w"]:
+        """A head's logits of these maps, or of one level of them, on the pixels of the reference."""
+        logits = head(maps[level] if level is not None else maps if self.levels else maps[0])
         # Where pixels are no whole number of patches, the maps reach beyond them.
         extent = [round(side * stride) for side in maps[0].shape[-2:]]
         h, w = batch.epochs[0][self.encoder.reference].pixels.shape[-2:]

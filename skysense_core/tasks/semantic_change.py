@@ -53,7 +53,9 @@ class SemanticChange(Segmentation):
         return super(SemanticChange, self).completed(train)  # type: ignore[return-value]
 
     def build_model(self, encoder: SkySense) -> "EachDate":
-        """The model of segmentation, once for every date."""
+        """The model of segmentation, once for every date. Raises UsageError for an auxiliary head."""
+        if self.auxiliary:
+            raise UsageError("task.auxiliary is for maps of one date", fix="Leave it out: --set task.auxiliary=0")
         head, levels = self.build_head(encoder)
         return EachDate(encoder, head, fuse=self.fuses(encoder.modalities), levels=levels)
 
@@ -83,7 +85,7 @@ class EachDate(DenseModel):
     """Every epoch by itself, with the same weights."""
 
     def forward(self, batch: Batch) -> Float[Tensor, "b k e h w"]:  # type: ignore[override]
-        maps = (self.drawn(*self.maps(batch, images), batch) for images in batch.epochs)
+        maps = (self.drawn(self.head, *self.maps(batch, images), batch) for images in batch.epochs)
         return torch.stack(list(maps), dim=2)
 
 
