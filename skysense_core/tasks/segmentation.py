@@ -158,7 +158,7 @@ class Segmentation:
             losses["auxiliary"] = self.auxiliary * self._cross_entropy(helping, batch)
         return losses
 
-    def _cross_entropy(self, logits: Float[Tensor, "b k *_"], batch: Batch) -> Float[Tensor, ""]:
+    def _cross_entropy(self, logits: Float[Tensor, "b k ..."], batch: Batch) -> Float[Tensor, ""]:
         assert batch.target is not None
         target = batch.target.long()
         weights = torch.tensor(self.class_weights or (1.0,) * len(self.classes), device=logits.device)
@@ -211,7 +211,7 @@ class DenseModel(nn.Module):
         maps, stride = self.seen(batch)
         return self.drawn(self.head, maps, stride, batch)
 
-    def both(self, batch: Batch) -> tuple[Float[Tensor, "b k h w"], Float[Tensor, "b k h w"] | None]:
+    def both(self, batch: Batch) -> tuple[Float[Tensor, "b k ..."], Float[Tensor, "b k h w"] | None]:
         """The logits of the head and of the auxiliary one, if any."""
         if self.auxiliary is None:
             return self(batch), None
