@@ -51,6 +51,10 @@ class Task:
     method: dict[str, Any] = field(default_factory=dict)
     finetuned_as: str = "segmentation"
     """Name of the task."""
+    augment: dict[str, Any] = field(default_factory=dict)
+    """Of fine-tuning."""
+    score: str = "miou"
+    """What fine-tuning is judged by."""
 
 
 def landcover(data: Path, out: Path, seed: int) -> Task:
@@ -116,18 +120,21 @@ def floods(data: Path, out: Path, seed: int) -> Task:
 
 
 def canada(data: Path, out: Path, seed: int) -> Task:
-    """Which of eight crops grows at a point: months of s2 and s1. The seed also deals the H3 cells, 30 % to ask."""
-    points = data / "sits_pixel" / "worldcereal_canada_2017" / "2017_CAN_AAFC-ACIGTD.parquet"
+    """Which of eight crops grows at a point: months of s2 and s1. Three tables hold out 30 % of the H3 cells each."""
+    folder = data / "sits_pixel" / "worldcereal_canada_2017"
     table = {
-        "source": "series", "path": str(points),
+        "source": "series", "path": str(folder / "2017_CAN_AAFC-ACIGTD.parquet"),
+        "split_table": str(folder / f"split_seed{seed % 3}.csv"),
         "id_column": "sample_id", "date_column": "timestamp", "nodata": 65535,
         "values": {"s1": {"log10": 20.0, "offset": -83.0}}, "label_column": "CROPTYPE_LABEL", "classes": CROPS,
-        "split_by": "h3_l3_cell", "val_share": 0.15, "test_share": 0.3, "seed": seed,
+        "split_by": "h3_l3_cell", "val_share": 0.2, "seed": 1,
     }  # fmt: skip
     # All cells of a point are alike: one of them is asked, and the levels are one.
     probe = {"data": table, "samples": 4000, "cells": 1}
-    method = {"levels": ("image",)}
-    return Task(data=table, probe=probe, modalities={}, views=POINT_VIEWS, method=method, finetuned_as="crop")
+    return Task(
+        data=table, probe=probe, modalities={}, views=POINT_VIEWS, method={"levels": ("image",)},
+        finetuned_as="classification", augment={"turns": False}, score="oa",
+    )  # fmt: skip
 
 
 TASKS = {"landcover": landcover, "buildings": buildings, "floods": floods, "canada": canada}
@@ -161,19 +168,20 @@ def measured(task: Task, out: Path, seed: int, options: argparse.Namespace) -> d
 
 
 def tuned(task: Task, out: Path, seed: int, fraction: float, start: Path | None, options: argparse.Namespace) -> float:
-    """Mean IoU, on the places that are asked about, of a fine-tuning on a share of the labelled samples."""
+    """The task's score, on the places that are asked about, of a fine-tuning on a share of the labelled samples."""
     folder = out / f"tuned-{'scratch' if start is None else 'start'}-{fraction:g}-seed{seed}"
     kept = folder / "evaluation" / "test" / "metrics.json"
     if not kept.exists():
         table = {
             "data": task.probe["data"], "out": str(folder), "modalities": task.modalities, "device": options.device,
-            "task": {"name": task.finetuned_as}, "label_fraction": fraction, "resume": True,
+            "task": {"name": task.finetuned_as}, "label_fraction": fraction, "augment": task.augment, "resume": True,
             "train": {"steps": options.tune_steps, "batch_size": options.tune_batch_size, "seed": seed},
         }  # fmt: skip
         begun = {"model": {"preset": options.preset}} if start is None else {"init": str(start)}
-        result = finetune(config.build(FinetuneConfig, {**table, **begun}))
+        table = config.merge({**table, **begun}, config.parse_assignments(options.tune_set))
+        result = finetune(config.build(FinetuneConfig, table))
         evaluate(config.build(EvaluateConfig, {"model": str(result.model), "device": options.device}))
-    return json.loads(kept.read_text())["scores"]["model"]["miou"]
+    return json.loads(kept.read_text())["scores"]["model"][task.score]
 
 
 def report_probes(records: list[dict[str, Any]]) -> None:
@@ -194,7 +202,8 @@ def report_probes(records: list[dict[str, Any]]) -> None:
 
 
 def report_tuned(task: dict[int, Task], out: Path, options: argparse.Namespace) -> None:
-    print(f"\nfine-tuned for {options.tune_steps} steps of {options.tune_batch_size}, mean IoU\n")
+    score = task[0].score
+    print(f"\nfine-tuned for {options.tune_steps} steps of {options.tune_batch_size}, {score} in percent\n")
     print("| labels | from scratch | pre-trained | difference |")
     print("|---|---|---|---|")
     for fraction in options.fractions:
@@ -227,6 +236,7 @@ def main() -> None:
     parser.add_argument("--fractions", nargs="*", type=float, default=[], help="shares of the labels to fine-tune on")
     parser.add_argument("--tune-steps", type=int, default=300)
     parser.add_argument("--tune-batch-size", type=int, default=16)
+    parser.add_argument("--tune-set", nargs="*", default=[], metavar="KEY=VALUE", help="further settings of finetune")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--threads", type=int, default=0)
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="further settings of pretrain")
