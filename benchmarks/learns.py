@@ -129,8 +129,8 @@ def canada(data: Path, out: Path, seed: int) -> Task:
         "values": {"s1": {"log10": 20.0, "offset": -83.0}}, "label_column": "CROPTYPE_LABEL", "classes": CROPS,
         "split_by": "h3_l3_cell", "val_share": 0.2, "seed": 1,
     }  # fmt: skip
-    # All cells of a point are alike: one of them is asked, and the levels are one.
-    probe = {"data": table, "samples": 4000, "cells": 1}
+    # A point is one cell: the levels are one.
+    probe = {"data": table, "samples": 4000}
     return Task(
         data=table, probe=probe, modalities={}, views=POINT_VIEWS, method={"levels": ("image",)},
         finetuned_as="classification", augment={"turns": False}, score="oa",

@@ -2,9 +2,9 @@
 
     labelled windows -> frozen features per cell -> standardised -> nearest neighbours, linear layer -> mean recall
 
-A cell is a position of the grid where modalities meet (a pixel of a Sentinel modality, 32 x 32 of hr); its class is the
-commonest one among its pixels. Beside the features the mean and deviation of the cell's raw pixels are asked, which is
-what learning has to beat. Classes count alike, however rare: scores are means of their recalls, and chance is 1 / k.
+A cell is what one token of an encoder shows (4 x 4 pixels of a Sentinel modality, 32 x 32 of hr alone); its class is
+the commonest one among its pixels. Beside the features the mean and deviation of the cell's raw pixels are asked, which
+is what learning has to beat. Classes count alike, however rare: scores are means of their recalls, and chance is 1 / k.
 """
 
 import math
@@ -28,7 +28,7 @@ from skysense_core.data.loader import Part, evaluation_loader
 from skysense_core.data.statistics import spread
 from skysense_core.errors import UsageError
 from skysense_core.losses.grains import Seen
-from skysense_core.modalities import Modality
+from skysense_core.modalities import CELLS, Modality
 from skysense_core.model.maps import maps_of
 from skysense_core.model.skysense import SkySense
 from skysense_core.types import IGNORE, Label, PartName
@@ -121,7 +121,10 @@ def drawn(batch: Batch, model: SkySense, *, most: int, classes: int, rng: np.ran
     """At most `most` labelled cells of each sample with the features of all maps and the statistics of their pixels."""
     assert batch.target is not None
     images = batch.epochs[0]
-    maps = {name: over_dates(map) for name, map in maps_of(model, images, batch.lonlat, batch.located).items()}
+    # Alignment draws the 4 x 4 pixels of a ViT's patch from one token, each by weights of its own: no layer reads them
+    # alike.
+    side = CELLS if model.rise else 1
+    maps = {name: averaged(map, side) for name, map in maps_of(model, images, batch.lonlat, batch.located).items()}
     grid = next(iter(maps.values())).shape[-2:]
     maps[PIXELS] = pixel_statistics(images, (grid[0], grid[1]))
     rows = {name: rearrange(map, "b d h w -> b (h w) d").float().cpu() for name, map in maps.items()}
@@ -132,10 +135,11 @@ def drawn(batch: Batch, model: SkySense, *, most: int, classes: int, rng: np.ran
         yield Cells(features={name: values[number, chosen] for name, values in rows.items()}, codes=own[chosen])
 
 
-def over_dates(map: Seen) -> Float[Tensor, "b d h w"]:
-    """The mean over the dates on which a cell was seen; zero where there are none."""
-    weight = map.seen[:, :, None].to(map.tensor.dtype)
-    return (map.tensor * weight).sum(1) / weight.sum(1).clamp(min=1)
+def averaged(map: Seen, side: int) -> Float[Tensor, "b d h w"]:
+    """The mean over dates and squares of `side` cells of what was seen; zero where nothing was."""
+    weight = map.seen[:, :, None].to(torch.float32)
+    total, count = (F.avg_pool2d(x.sum(1), side) for x in (map.tensor.float() * weight, weight))
+    return total / count.clamp(min=torch.finfo(torch.float32).tiny)
 
 
 def pixel_statistics(images: Mapping[str, Series], grid: tuple[int, int]) -> Float[Tensor, "b d h w"]:

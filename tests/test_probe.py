@@ -4,6 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
@@ -133,6 +134,24 @@ def test_a_model_whose_features_say_nothing_is_at_chance(chips: Path, model: Sky
             parameter.zero_()
     scores = probe.measure(model, torch.device("cpu"))
     assert scores["probe.fused.linear"] == pytest.approx(1 / 3)  # three classes are there
+
+
+def test_a_model_that_has_learnt_nothing_still_shows_what_pixels_tell(tmp_path: Path) -> None:
+    """Random weights mix the bands but lose little of them: a linear layer finds spectra that pixels tell apart."""
+    rng = np.random.default_rng(0)
+    kinds = rng.integers(0, 3, 180)
+    bands = [f"B{number:02d}" for number in (2, 3, 4, 8)]
+    spectra = 1000 + 400 * np.eye(3, 4)[kinds] + rng.normal(0, 60, (len(kinds), 4))
+    table = pd.DataFrame(spectra, columns=bands)
+    table = table.assign(id=range(180), date="2020-06-01", kind=kinds, split=np.repeat(["train", "val", "test"], 60))
+    table.to_csv(tmp_path / "points.csv", index=False)
+    s2 = modalities.load("s2").with_bands(tuple(bands)).with_statistics(np.full(4, 1100.0), np.full(4, 200.0))
+    data = {"path": tmp_path / "points.csv", "label_column": "kind", "split_column": "split"}
+    torch.manual_seed(0)
+    model = SkySense(ModelSpec(preset="nano"), {"s2": s2})
+    scores = Probe(ProbeConfig(data=data, cells=60), {"s2": s2}).measure(model, torch.device("cpu"))
+    assert scores["probe.pixels.linear"] > 0.95
+    assert scores["probe.s2.linear"] > 0.95
 
 
 def test_what_cannot_be_probed_is_refused(chips: Path, tmp_path: Path) -> None:
