@@ -166,7 +166,7 @@ def finetune(
         "overwrite": overwrite,
     }
     file = settings_of.load_toml(config) if config else {}
-    table = settings_of.merge(file, settings_of.parse_assignments(settings or ()), flags)
+    table = tables.training(file, settings_of.parse_assignments(settings or ()), flags)
     if "name" not in table["task"]:
         raise UsageError("no task given", fix="For example --task landcover")
     registry.load("tasks", table["task"]["name"])  # an unknown name is refused before anything is read or written

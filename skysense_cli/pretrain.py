@@ -182,7 +182,7 @@ def pretrain(
         "overwrite": overwrite,
     }
     file = settings_of.load_toml(config) if config else {}
-    table = settings_of.merge(file, settings_of.parse_assignments(settings or ()), flags)
+    table = tables.training(file, settings_of.parse_assignments(settings or ()), flags)
     if "out" not in table:
         table["out"] = Path("runs") / "pretrain"
         log.info("run folder: %s", table["out"])

@@ -168,3 +168,18 @@ def choice(option: str, text: str | None, known: Iterable[str]) -> str | None:
     if text is not None and text not in known:
         raise unknown(f"value of {option}", text, known)
     return text
+
+
+def training(file: Table, settings: Table, flags: Table) -> Table:
+    """The table of a training: flags over settings over a file.
+
+    A length or modalities that are given by flags take the place of those of a file instead of joining them.
+    """
+    from skysense_core.config import merge
+
+    table = merge(file, settings)
+    if any(flags["train"][key] is not None for key in ("steps", "epochs")):
+        table["train"] = {key: value for key, value in table.get("train", {}).items() if key not in ("steps", "epochs")}
+    if flags["modalities"]:
+        table["modalities"] = {k: v for k, v in table.get("modalities", {}).items() if k in flags["modalities"]}
+    return merge(table, flags)

@@ -263,3 +263,14 @@ def test_quiet_hides_the_bars_of_a_terminal() -> None:
     off, shown = io.StringIO(), Terminal()
     assert [*Bar(range(2), file=off), *Bar(range(2), file=shown, shown=False)] == [0, 1, 0, 1]
     assert off.getvalue() == shown.getvalue() == ""
+
+
+def test_length_and_modalities_of_the_command_line_replace_those_of_the_file() -> None:
+    file = {"train": {"epochs": 12, "batch_size": 4}, "modalities": {"s1": {"window": 96}, "s2": {}}}
+    flags = {"train": {"epochs": None, "steps": 5}, "modalities": {"s1": {}}}
+    assert tables.training(file, {}, flags) == {
+        "train": {"steps": 5, "batch_size": 4},
+        "modalities": {"s1": {"window": 96}},
+    }
+    none = {"train": {"epochs": None, "steps": None}, "modalities": None}
+    assert tables.training(file, {}, none) == file

@@ -1,11 +1,10 @@
 """Data sets of pictures and masks in the layouts of their publications: Potsdam, iSAID, Dynamic EarthNet."""
 
-from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
+import miniatures
 import pytest
-from odc.geo.geobox import GeoBox
+from miniatures import SIDE, Write, stripes
 
 from skysense_core import sources
 from skysense_core.errors import SkysenseError
@@ -14,31 +13,10 @@ from skysense_core.sources.isaid import Isaid
 from skysense_core.sources.potsdam import Potsdam
 from skysense_core.types import IGNORE, ClassMap, ClassMaps
 
-SIDE = 40
-Write = Callable[..., Path]
-
-
-def painted(colours: list[tuple[int, int, int]]) -> np.ndarray:
-    """Stripes of colours from top to bottom, as (3, h, w)."""
-    rows = np.array(colours, dtype=np.uint8)[np.arange(SIDE) * len(colours) // SIDE]
-    return np.ascontiguousarray(np.broadcast_to(rows.T[:, :, None], (3, SIDE, SIDE)))
-
-
-def picture(value: int, bands: int = 3, dtype: type = np.uint8) -> np.ndarray:
-    return np.full((bands, SIDE, SIDE), value, dtype=dtype)
-
 
 @pytest.fixture
 def potsdam(tmp_path: Path, write_raster: Write) -> Path:
-    for folder in ("2_Ortho_RGB", "5_Labels_all"):
-        (tmp_path / folder).mkdir()
-    for number, tile in enumerate(("2_10", "2_11", "6_7", "7_13", "2_13")):
-        write_raster(tmp_path / "2_Ortho_RGB" / f"top_potsdam_{tile}_RGB.tif", picture(10 * number + 1))
-        mask = painted(
-            [(255, 255, 255), (0, 0, 255), (0, 255, 255), (0, 252, 0), (255, 255, 0), (255, 0, 0), (0, 0, 0)]
-        )
-        write_raster(tmp_path / "5_Labels_all" / f"top_potsdam_{tile}_label.tif", mask)
-    return tmp_path
+    return miniatures.potsdam(tmp_path, write_raster)
 
 
 def test_potsdam_has_its_published_parts_and_five_classes(potsdam: Path) -> None:
@@ -49,7 +27,7 @@ def test_potsdam_has_its_published_parts_and_five_classes(potsdam: Path) -> None
     assert {name: len(split) for name, split in parts.items()} == {"train": 2, "val": 1, "test": 2}
     assert [parts["test"][index].id for index in range(2)] == ["2_13", "7_13"]
     sample = parts["test"][0]
-    assert sample.epochs[0]["hr"].pixels[0, :, 0, 0].tolist() == [41, 41, 41]
+    assert (sample.epochs[0]["hr"].pixels[0] == miniatures.noise(4)).all()
     assert isinstance(sample.label, ClassMap)
     # Clutter and boundaries are left out, and a colour that is off by three is what it is meant to be.
     assert list(dict.fromkeys(sample.label.codes[:, 0].tolist())) == [0, 1, 2, 3, 4, IGNORE]
@@ -66,18 +44,7 @@ def test_potsdam_names_a_missing_mask(potsdam: Path) -> None:
 
 @pytest.fixture
 def isaid(tmp_path: Path, write_raster: Write) -> Path:
-    for part, names in {
-        "train": ("P0000", "P0001_0_896_0_896", "P0001_0_896_512_1408", "P0005"),
-        "val": ("P0003",),
-    }.items():
-        folder = tmp_path / part / "images"
-        folder.mkdir(parents=True)
-        for name in names:
-            write_raster(folder / f"{name}.png", picture(len(name)), driver="PNG")
-            mask = painted([(0, 0, 0), (0, 0, 63), (0, 100, 155)])
-            write_raster(folder / f"{name}_instance_color_RGB.png", mask, driver="PNG")
-            write_raster(folder / f"{name}_instance_id_RGB.png", picture(0), driver="PNG")
-    return tmp_path
+    return miniatures.isaid(tmp_path, write_raster)
 
 
 def test_isaid_reads_colours_and_keeps_pieces_of_a_picture_together(isaid: Path) -> None:
@@ -102,43 +69,15 @@ def test_isaid_names_a_picture_without_mask(isaid: Path) -> None:
 
 
 def test_isaid_names_a_colour_that_is_no_class(isaid: Path, write_raster: Write) -> None:
-    write_raster(isaid / "val" / "images" / "P0003_instance_color_RGB.png", painted([(1, 2, 3)]), driver="PNG")
+    write_raster(isaid / "val" / "images" / "P0003_instance_color_RGB.png", stripes([(1, 2, 3)]), driver="PNG")
     split = Isaid(path=isaid).open("test", Isaid(path=isaid).described())
     with pytest.raises(SkysenseError, match=r"P0003_instance_color_RGB\.png: values beyond the classes"):
         split.label(0)
 
 
-MONTHS = ("2018-01", "2018-02", "2018-03")
-CUBES = {"train": ("1311_3077_13", "1417_3281_13"), "val": ("2065_3647_13",), "test": ("2235_3403_13",)}
-
-
 @pytest.fixture
-def dynamic(tmp_path: Path, write_raster: Write, utm: GeoBox) -> Path:
-    lists = tmp_path / "dynnet_training_splits"
-    lists.mkdir()
-    for part, cubes in CUBES.items():
-        lines = []
-        for cube in cubes:
-            planet, label = tmp_path / "planet" / "10N" / cube / "PF-SR", tmp_path / "labels" / f"{cube}_10N"
-            others = [tmp_path / name / cube for name in ("sentinel2", "sentinel1")]
-            for folder in (planet, label, *others):
-                folder.mkdir(parents=True)
-            for number, month in enumerate(MONTHS):
-                values = np.arange(4)[:, None, None] * 100 + np.full((4, SIDE, SIDE), number)
-                write_raster(planet / f"{month}-01.tif", values.astype(np.uint16), utm)
-                write_raster(others[0] / f"{month}.tif", picture(7, 12, np.uint16), utm)
-                write_raster(others[1] / f"{month}.tif", picture(-9, 8, np.float32), utm)
-                bands = np.zeros((7, SIDE, SIDE), dtype=np.uint8)
-                bands[number, : SIDE // 2], bands[6, SIDE // 2 :] = 255, 255
-                write_raster(label / f"x-{month.replace('-', '_')}-01.tif", bands, utm)
-                lines.append(f"/planet/10N/{cube}/PF-SR /labels/{cube}_10N/x-{month.replace('-', '_')}-01.tif {month}")
-        (lists / f"{part}.txt").write_text("\n".join(lines) + "\n")
-    return tmp_path
-
-
-@pytest.fixture
-def utm() -> GeoBox:
-    return GeoBox.from_bbox((500000, 4000000, 500000 + 3 * SIDE, 4000000 + 3 * SIDE), "EPSG:32610", shape=(SIDE, SIDE))
+def dynamic(tmp_path: Path, write_raster: Write) -> Path:
+    return miniatures.dynamic_earthnet(tmp_path, write_raster)
 
 
 def test_dynamic_earthnet_months_are_samples_or_epochs(dynamic: Path) -> None:
