@@ -21,6 +21,7 @@ from skysense_core.losses.boxes import corners_of
 from skysense_core.model.presets import ModelSpec
 from skysense_core.model.skysense import SkySense
 from skysense_core.predict import PredictConfig, predict
+from skysense_core.predict.regions import predict_regions
 from skysense_core.tasks.oriented_detection import OrientedDetection
 from skysense_core.tasks.segmentation import Segmentation
 
@@ -114,6 +115,36 @@ def test_a_box_gives_the_objects_whose_centre_lies_in_it(model: Path, scene: Pat
     gpd.GeoDataFrame(geometry=[deep], crs=32632).to_file(tmp_path / "deep.gpkg")
     predict(settings(model, scene, tmp_path / "aoi.parquet", aoi=tmp_path / "deep.gpkg"))
     assert gpd.read_parquet(tmp_path / "aoi.parquet").centroid.within(deep.buffer(0.01)).all()
+
+
+@pytest.mark.slow
+def test_regions_and_a_cluster_give_the_objects_of_the_whole(model: Path, scene: Path, tmp_path: Path) -> None:
+    predict(settings(model, scene, tmp_path / "whole.parquet", batch_size=1))
+    whole = rows(tmp_path / "whole.parquet")
+    left, bottom, right, top = GRID.boundingbox
+    middle = GRID.affine.f - 0.3 * 350
+    halves = [shapely.box(left, middle, right, top), shapely.box(left, bottom, right, middle)]
+    gpd.GeoDataFrame({"name": ["north", "south"]}, geometry=halves, crs=32632).to_file(tmp_path / "halves.gpkg")
+    given = settings(model, scene, tmp_path / "{id}.parquet", batch_size=1)
+    outcomes = list(predict_regions(given, str(tmp_path / "halves.gpkg"), id_column="name"))
+    assert [one.path.name for one in outcomes] == ["north.parquet", "south.parquet"]
+    found = [gpd.read_parquet(one.path) for one in outcomes]
+    for frame, half in zip(found, halves, strict=True):
+        assert len(frame) > 5
+        assert frame.centroid.within(half.buffer(0.01)).all()
+    # Where halves meet an object may be found in another box on either side; all else is the same.
+    apart = [one for one in whole if abs(np.mean(one[3::2]) - middle) > 40]
+    assert len(apart) > 10
+    assert set(apart) <= {one for name in ("north", "south") for one in rows(tmp_path / f"{name}.parquet")}
+    predict(settings(model, scene, tmp_path / "workers.gpkg", batch_size=1, shard=(512, 512), cluster="local"))
+    assert rows(tmp_path / "workers.gpkg") == whole
+
+
+def test_regions_take_the_kind_of_file_that_the_model_makes(model: Path, scene: Path, tmp_path: Path) -> None:
+    for name, message in (("{id}.tif", "this model finds objects"), ("{id}.png", "not the name of a GeoTIFF")):
+        with pytest.raises(UsageError, match=message):
+            next(predict_regions(settings(model, scene, tmp_path / name), str(tmp_path / "never_read.gpkg")))
+    assert not list(tmp_path.iterdir())
 
 
 def test_what_does_not_fit_is_refused(model: Path, scene: Path, tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ from skysense_core.predict.settings import Estimate, PredictConfig
 from skysense_core.predict.shards import Shard, Shards, of_array, path_of, stored_plan
 from skysense_core.preview import write_preview
 
-__all__ = ["Estimate", "Job", "PredictConfig", "PredictResult", "estimate", "finish", "predict", "run"]
+__all__ = ["Estimate", "Job", "PredictConfig", "PredictResult", "estimate", "finish", "predict", "prepare", "run"]
 
 log = logging.getLogger(__name__)
 
@@ -79,7 +79,7 @@ def predict(given: PredictConfig, model: LoadedModel | None = None) -> PredictRe
     finished shards stay, and the same call goes on from there.
     """
     _outputs(given)
-    return run(_job(given, model))
+    return run(prepare(given, model))
 
 
 def run(job: Job, outs: Mapping[str, Path] | None = None, join: Join | None = None) -> PredictResult:
@@ -125,10 +125,13 @@ def run(job: Job, outs: Mapping[str, Path] | None = None, join: Join | None = No
 def estimate(given: PredictConfig, model: LoadedModel | None = None) -> Estimate:
     """What `predict` would take; nothing is written. Raises as `predict` does before its first window."""
     _outputs(given)
-    return _job(given, model).estimate()
+    return prepare(given, model).estimate()
 
 
-def _job(given: PredictConfig, model: LoadedModel | None) -> Job:
+def prepare(given: PredictConfig, model: LoadedModel | None = None) -> Job:
+    """A job whose `out` is of the kind that its model makes. Raises as `predict` does before its first window."""
+    if not objects.wanted(given):
+        check_geotiff(given.out)
     job = Job(given, model)
     objects.check_kind(given.out, job.model.task.output)
     return job

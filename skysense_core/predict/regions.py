@@ -10,7 +10,7 @@ from pathlib import Path
 from skysense_core.errors import Interrupted, SkysenseError, UsageError
 from skysense_core.geo.grid import crs_of
 from skysense_core.geo.regions import Region, read_regions
-from skysense_core.predict import PredictResult, run
+from skysense_core.predict import PredictResult, prepare, run
 from skysense_core.predict.job import Job
 from skysense_core.predict.settings import Estimate, PredictConfig
 from skysense_core.progress import Bar
@@ -39,7 +39,7 @@ def predict_regions(
 ) -> Iterator[RegionOutcome]:
     """Predict every region of `source`, a file of polygons or `-` for lines of stdin (`geo.regions.read_regions`).
 
-    `{id}` in `given.out` (and in the paths of polygons, preview and report) becomes the region's. A map that exists is
+    `{id}` in `given.out` (and in the paths of polygons, preview and report) becomes the region's. A file that exists is
     taken for finished, unless `given.overwrite`. With `keep_going` a region that fails is noted in `failures.jsonl`
     beside the maps and the next one follows. Raises what `predict` raises, and UsageError for a path without `{id}`.
     """
@@ -48,7 +48,7 @@ def predict_regions(
             raise UsageError(f"{path}: every region would have the same file", fix="Put {id} in it: out/{id}.tif")
     if given.aoi is not None or given.bbox is not None:
         raise UsageError("--regions say what is predicted: not with --bbox or --aoi")
-    whole = Job(given)
+    whole = prepare(given)
     grid = whole.plan.scene.stacks[whole.plan.scene.reference].geobox
     regions = read_regions(source, crs_of(grid), id_column=id_column, bbox_crs=given.bbox_crs)
     outs = {region.id: _path(given.out, region) for region in regions}
@@ -62,7 +62,7 @@ def predict_regions(
         if region not in left:
             yield RegionOutcome(id=region.id, path=outs[region.id])
 
-    def prepare(region: Region) -> Job:
+    def job_of(region: Region) -> Job:
         return Job(
             replace(
                 given,
@@ -78,10 +78,10 @@ def predict_regions(
         )
 
     with ThreadPoolExecutor(1, thread_name_prefix="prepare") as pool:
-        ahead = pool.submit(prepare, left[0]) if left else None
+        ahead = pool.submit(job_of, left[0]) if left else None
         for number, region in enumerate(Bar(left, desc="regions", unit="region")):
             assert ahead is not None
-            prepared, ahead = ahead, pool.submit(prepare, left[number + 1]) if number + 1 < len(left) else None
+            prepared, ahead = ahead, pool.submit(job_of, left[number + 1]) if number + 1 < len(left) else None
             done = RegionOutcome(id=region.id, path=outs[region.id])
             try:
                 job = prepared.result()
