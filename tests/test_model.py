@@ -438,6 +438,24 @@ def test_decoders_answer_on_their_finest_map() -> None:
     assert UperNet((8,) * 4, 8, 5)(pyramid).shape == (1, 5, 17, 13)
 
 
+@pytest.mark.parametrize("side", [1, 4])
+def test_the_pyramid_of_a_point_learns_the_same_in_bfloat16(side: int) -> None:
+    """Kernels reach beyond a map of one pixel: weights that touch nothing have no gradient, whatever lay in memory."""
+    torch.manual_seed(0)
+    pyramid, x = FeaturePyramid(32, 32), torch.randn(64, 32, side, side)
+    found = []
+    for half in (True, False):
+        pyramid.zero_grad()
+        rubbish = [torch.full((size,), float("nan"), dtype=torch.bfloat16) for size in (9216, 36864, 100_000)]
+        del rubbish
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=half):
+            total = torch.stack([level.float().square().mean() for level in pyramid(x)]).sum()
+        total.backward()
+        found.append(torch.cat([parameter.grad.flatten() for parameter in pyramid.parameters()]))
+    scale = found[1].abs().max()
+    assert torch.allclose(found[0] / scale, found[1] / scale, atol=0.05)
+
+
 @pytest.mark.parametrize("decoder", [Fcn(4, 8, 3), UperNet((4,) * 4, 8, 3)])
 def test_decoders_do_not_mix_samples(decoder: nn.Module) -> None:
     decoder.train()

@@ -13,6 +13,8 @@ from jaxtyping import Float
 from timm.layers import LayerNorm2d
 from torch import Tensor, nn
 
+from skysense_core.losses.precision import in_float32
+
 
 def convolution(in_channels: int, width: int, *, kernel: int, stride: int = 1) -> nn.Sequential:
     """Convolution, normalisation of each pixel, GELU."""
@@ -83,8 +85,19 @@ class FeaturePyramid(nn.Module):
     def forward(self, x: Float[Tensor, "b d h w"]) -> tuple[Float[Tensor, "b e _ _"], ...]:
         levels = [self.finest(x)]
         for layer in self.coarser:
-            levels.append(layer(levels[-1]))
+            levels.append(halved(layer, levels[-1]))
         return tuple(levels)
+
+
+def halved(layer: nn.Module, x: Float[Tensor, "b d h w"]) -> Float[Tensor, "b d h2 w2"]:
+    """A convolution of stride 2; training on a CPU does it in float32 where the map has one column.
+
+    In bfloat16 torch leaves unset there what no pixel has a part in: the gradient of the kernel's outer columns is
+    whatever lay in memory (seen in 2.14, 3 x 3 kernels).
+    """
+    if torch.is_grad_enabled() and x.device.type == "cpu" and x.shape[-1] == 1:
+        return in_float32(layer)(x.float())
+    return layer(x)
 
 
 class LevelPyramid(nn.Module):
