@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from shutil import which
 from unittest import mock
 
 import numpy as np
@@ -411,23 +410,6 @@ def test_what_a_killed_join_leaves_goes_with_the_shards(tmp_path, folder, whole,
             predict(settings(folder, out))
     predict(settings(folder, out))
     assert sorted(path.name for path in tmp_path.iterdir() if path.suffix == ".tif") == sorted(whole)
-
-
-@pytest.mark.slow  # the compiler takes its time
-@pytest.mark.skipif(which(os.environ.get("CXX", "c++")) is None, reason="compiling needs a C++ compiler")
-def test_a_model_is_compiled_once_and_draws_the_map_of_the_uncompiled(tmp_path, folder):
-    """Batches at the ends of rows, shards and scene are padded to one size. Last bits differ: the plan names it."""
-    torch.compiler.reset()
-    with torch._dynamo.config.patch(error_on_recompile=True):
-        predict(settings(folder, tmp_path / "compiled.tif", compile=True, precision="fp32"))
-    predict(settings(folder, tmp_path / "eager.tif", precision="fp32"))
-    found = {}
-    for name in ("compiled", "eager", "eager_confidence"):
-        with rasterio.open(tmp_path / f"{name}.tif") as dataset:
-            found[name] = dataset.read(1)
-    other = found["compiled"] != found["eager"]
-    assert other.mean() < 1e-3
-    assert (found["eager_confidence"][other] <= 1).all()  # the margin over the second class, in steps of 1 / 254
 
 
 @pytest.mark.slow
