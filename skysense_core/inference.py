@@ -122,9 +122,9 @@ def plan_sweep(
         lattice = lattice_for(grid, lattice.window // cell, align=max(align // cell, 1), shared=shared)
     if window_over(native, target).empty:
         raise UsageError(f"--like {like} lies outside the scene: {_extent(target)}; the scene is {_extent(native)}")
-    for option, source in (("--bbox", bbox), ("--aoi", aoi)):
+    for name, source in (("the box", bbox), ("--aoi", aoi)):
         if source is not None:
-            target = _cropped(target, native, option, source, bbox_crs)
+            target = _cropped(target, native, name, source, bbox_crs)
     area = None if aoi is None else load_polygons(aoi, column=None, crs=working.crs)
     if region is not None:
         area = GeoDataFrame(geometry=[region], crs=crs_of(working).proj)
@@ -142,7 +142,7 @@ def plan_sweep(
 
 
 def _cropped(
-    target: GeoBox, native: GeoBox, option: str, source: Path | tuple[float, float, float, float], crs: str | None
+    target: GeoBox, native: GeoBox, name: str, source: Path | tuple[float, float, float, float], crs: str | None
 ) -> GeoBox:
     """The whole pixels of the map's grid that cover a box or polygons."""
     try:
@@ -153,8 +153,10 @@ def _cropped(
     box = GeoBox((1, 1), Affine(right - left, 0, left, 0, bottom - top, top), target.crs)
     if window_over(native, box).empty or window_over(target, box).empty:
         raise UsageError(
-            f"{option} lies outside the scene: {_extent(box)}; the scene is {_extent(native)}",
-            fix="--bbox-crs says what its numbers are, for example EPSG:4326." if option == "--bbox" else None,
+            f"{name} lies outside the scene: {_extent(box)}; the scene is {_extent(native)}",
+            fix=None
+            if crs or isinstance(source, Path)
+            else "--bbox-crs says what its numbers are: EPSG:4326 for degrees.",
         )
     return window_over(target, box).geobox(target)
 

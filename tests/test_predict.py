@@ -411,6 +411,7 @@ def test_what_is_wrong_is_said_before_any_work(scene, tmp_path, write_raster, us
         assert not out.exists()
 
     refused(r"(?s)outside the scene: .* in EPSG:32636; the scene is 500000, .*--bbox-crs", bbox=(0.0, 0.0, 1.0, 1.0))
+    refused(r"the box lies outside (?!(.|\n)*bbox-crs)", bbox=(0.0, 0.0, 1.0, 1.0), bbox_crs="EPSG:32636")
     refused("--bbox-crs EPSG:99999999: no such CRS", bbox=(0.0, 0.0, 1.0, 1.0), bbox_crs="EPSG:99999999")
     refused("no such folder", SkysenseError, out=tmp_path / "missing" / "map.tif")
     refused("not the name of a GeoTIFF", out=tmp_path / "map.png")
