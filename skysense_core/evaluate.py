@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from skysense_core import baselines, checkpoint, config, runtime, sources
+from skysense_core.calibration import Calibration
 from skysense_core.checkpoint import LoadedModel
 from skysense_core.data.batch import Batch
 from skysense_core.data.chips import EvaluationChips
@@ -83,7 +84,14 @@ def evaluate(given: EvaluateConfig) -> EvaluateResult:
         yield from Bar(loader, task, math.ceil(len(chips) / given.batch_size), unit="batch")
 
     split = _open(source, given.split, loaded)
-    model = measure(loaded.task, loaded.model, batches(split, "model"), device, given.precision)
+    calibration = Calibration()
+
+    def watch(batch: Batch, found: Any) -> None:
+        assert batch.target is not None
+        calibration.update(found, batch.target)
+
+    model = measure(loaded.task, loaded.model, batches(split, "model"), device, given.precision, watch)
+    model |= calibration.compute(fit=False)
     scores, mapped = {"model": model}, isinstance(loaded.task.metrics(), ClassMapMetrics)
     if "confusion" in model:
         scores["majority"] = baselines.majority(model)

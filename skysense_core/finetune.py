@@ -13,19 +13,22 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from skysense_core import config, parallel, registry, runtime, sources
+from skysense_core.calibration import Calibration
 from skysense_core.checkpoint import Description, load_description, load_encoder, save_model
 from skysense_core.data.batch import Batch
 from skysense_core.data.chips import Augment, EvaluationChips, TrainingChips, window_of
 from skysense_core.data.loader import evaluation_loader, label_fraction, training_loader
 from skysense_core.data.statistics import measure_bands, says_anything
 from skysense_core.errors import SkysenseError, UsageError
+from skysense_core.gallery import Gallery, keep, noted, places
 from skysense_core.metrics import headline
 from skysense_core.modalities import Modality, finest
 from skysense_core.model.presets import ModelSpec, preset
 from skysense_core.model.skysense import SkySense
 from skysense_core.optim import OptimConfig
+from skysense_core.runreport import write_report
 from skysense_core.runs import METRICS, check_folder
-from skysense_core.tasks import Task, measure
+from skysense_core.tasks import RasterOutput, Task, measure
 from skysense_core.trainer import Objective, TrainConfig, Trainer
 from skysense_core.types import Split
 
@@ -173,7 +176,8 @@ def _trained(given: FinetuneConfig, device: torch.device) -> RunResult:
     model = task.build_model(encoder)
     if given.freeze:
         encoder.freeze()
-    run = _Run(resolved, task, model, train=train, val=val, device=device)
+    parts = {"train": train, "val": val, **_test(source, wanted)}
+    run = _Run(resolved, task, model, parts, device=device)
     log.info(
         "%s on %s: %d training and %d validation samples, %d steps of %d on %s, %.1f M parameters",
         *(given.task["name"], source_name, len(train), len(val), steps, resolved.train.batch_size, device),
@@ -204,24 +208,32 @@ class _Run:
     """What the trainer asks for: batches, validation, models on disk."""
 
     def __init__(
-        self, settings: FinetuneConfig, task: Task, model: nn.Module, *, train: Split, val: Split, device: torch.device
+        self,
+        settings: FinetuneConfig,
+        task: Task,
+        model: nn.Module,
+        parts: Mapping[str, Split],
+        *,
+        device: torch.device,
     ) -> None:
         encoder: SkySense = model.encoder  # type: ignore[assignment]
         self.settings = settings
         self.task = task
         self.model = model
+        self.parts = parts
         self.device = device
         self.workers = runtime.choose_workers(settings.workers, device)
         self.train_chips = TrainingChips(
-            train,
+            parts["train"],
             encoder.modalities,
             task.encode,
             augment=settings.augment,
             seed=settings.train.seed,
             whole=task.whole,
         )
-        self.val_chips = EvaluationChips(val, encoder.modalities, task.encode, whole=task.whole)
+        self.val_chips = EvaluationChips(parts["val"], encoder.modalities, task.encode, whole=task.whole)
         self.scores: dict[str, Any] = {}
+        self.gallery = Gallery(modality=encoder.modalities[encoder.reference])
 
     def batches(self, start: int) -> Iterator[Batch]:
         size, rank, world = self.settings.train.own_part(), runtime.rank(), runtime.world()
@@ -232,17 +244,27 @@ class _Run:
     def validate(self) -> dict[str, float]:
         size = self.settings.train.own_part()
         loader = evaluation_loader(self.val_chips, batch_size=size, workers=self.workers)
-        self.scores = measure(self.task, self.model, loader, self.device, self.settings.train.precision)
+        self.gallery, calibration = Gallery(modality=self.gallery.modality), Calibration()
+
+        def watch(batch: Batch, scores: Any) -> None:
+            assert batch.target is not None
+            self.gallery.see(batch, scores)
+            calibration.update(scores, batch.target)
+
+        self.scores = measure(self.task, self.model, loader, self.device, self.settings.train.precision, watch)
+        self.scores |= calibration.compute(fit=True)
         if not self.scores["support"]:
             raise SkysenseError("the validation part has no label where there is imagery")
         return headline(self.scores)
 
     def export(self, name: str, scores: Mapping[str, float]) -> None:
-        settings = self.settings
+        settings, task = self.settings, self.task
+        if "temperature" in self.scores:
+            task = replace(task, temperature=self.scores["temperature"])  # type: ignore[type-var]
         save_model(
             settings.out / name,
             self.model,
-            self.task,
+            task,
             name=settings.out.name,
             training={
                 "source": settings.data["source"],
@@ -260,6 +282,22 @@ class _Run:
         if name == "best" and runtime.rank() == 0:
             text = json.dumps(self.scores, indent=1)
             (settings.out / METRICS).write_text(text + "\n", encoding="utf-8")
+            output = self.task.output
+            legend = list(zip(output.classes, output.colours, strict=True)) if isinstance(output, RasterOutput) else []
+            keep(settings.out, chips=self.gallery.chips(tuple(colour for _, colour in legend)), legend=legend)
+        if name == "last" and runtime.rank() == 0:
+            if not noted(settings.out, "parts"):
+                keep(settings.out, parts=places(self.parts))
+            write_report([settings.out])
+
+
+def _test(source: sources.Source, wanted: Mapping[str, Modality]) -> dict[str, Split]:
+    """The part that will test, where there is one: the report shows where it lies."""
+    try:
+        return {"test": source.open("test", wanted)}
+    except SkysenseError as error:
+        log.info("no test part: %s", error.message)
+        return {}
 
 
 def _as_measured(wanted: Mapping[str, Modality], train: Split, given: FinetuneConfig) -> dict[str, Modality]:

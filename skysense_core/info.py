@@ -29,10 +29,9 @@ from skysense_core.geo.raster import assemble, open_product
 from skysense_core.geo.vector import footprint_lonlat
 from skysense_core.modalities import Modality
 from skysense_core.model.exported import SUFFIXES
-from skysense_core.runs import CONFIG
+from skysense_core.runs import CONFIG, LOG
 
 EQUAL_AREA = "EPSG:6933"
-LOG = "metrics.jsonl"
 CANNOT = "info shows stores, models (folders, .pt2, .onnx), runs, and what predict reads: rasters, products, cubes."
 
 

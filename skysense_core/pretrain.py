@@ -25,6 +25,7 @@ from skysense_core.model.selfsupervised import MethodConfig, SelfSupervised
 from skysense_core.model.skysense import SkySense
 from skysense_core.optim import OptimConfig
 from skysense_core.probe import Probe, ProbeConfig
+from skysense_core.runreport import write_report
 from skysense_core.runs import check_folder
 from skysense_core.trainer import Objective, TrainConfig, Trainer
 from skysense_core.types import Split
@@ -274,6 +275,8 @@ class _Run:
             metrics=scores,
             licence=settings.licence,
         )
+        if name == "last" and runtime.rank() == 0:
+            write_report([settings.out])
 
 
 def _as_measured(wanted: Mapping[str, Modality], train: Split, given: PretrainConfig) -> dict[str, Modality]:

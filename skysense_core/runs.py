@@ -19,8 +19,8 @@ from torch.utils.tensorboard import SummaryWriter
 from skysense_core import config, parallel, runtime
 from skysense_core.errors import SkysenseError, UsageError
 
-CONFIG, METRICS = "config.toml", "metrics.json"
-WRITTEN = (CONFIG, METRICS, "metrics.jsonl", "tensorboard", "state", "best", "last", "exports", "evaluation")
+CONFIG, METRICS, LOG, LOOKS, REPORT = "config.toml", "metrics.json", "metrics.jsonl", "looks.json", "report.html"
+WRITTEN = (CONFIG, METRICS, LOG, LOOKS, REPORT, "tensorboard", "state", "best", "last", "exports", "evaluation")
 """What a run consists of, and all that `--overwrite` removes."""
 
 
@@ -51,6 +51,11 @@ def begin(folder: Path, settings: Mapping[str, Any], *, resume: bool) -> None:
         if not (folder / CONFIG).exists():
             folder.mkdir(parents=True, exist_ok=True)
             config.write_toml(folder / CONFIG, settings)
+
+
+def best_of(scores: Mapping[str, Any]) -> str:
+    """The first score of a `metrics.json` in words; empty where there is none."""
+    return next((f"{key} {value:.4g}" for key, value in scores.items() if isinstance(value, float)), "")
 
 
 class RunState:
@@ -201,7 +206,7 @@ class RunLog:
         if not self._writes:
             return
         folder.mkdir(parents=True, exist_ok=True)
-        path = folder / "metrics.jsonl"
+        path = folder / LOG
         lines = path.read_text(encoding="utf-8").splitlines() if after and path.exists() else []
         kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= after]
         path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")

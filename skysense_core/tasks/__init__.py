@@ -5,7 +5,7 @@ The fields of a task's dataclass are its `[task]` table, completed with the clas
 
 import colorsys
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol, TypeAlias, runtime_checkable
 
@@ -151,16 +151,24 @@ class Task(Protocol):
 
 
 def measure(
-    task: Task, model: nn.Module, batches: Iterable[Batch], device: torch.device, precision: str
+    task: Task,
+    model: nn.Module,
+    batches: Iterable[Batch],
+    device: torch.device,
+    precision: str,
+    watch: Callable[[Batch, Any], None] | None = None,
 ) -> dict[str, Any]:
-    """The task's metrics of a model over labelled batches."""
+    """The task's metrics of a model over labelled batches; `watch` sees each batch with its scores."""
     metrics = task.metrics()
     model.eval()
     for batch in batches:
         with torch.inference_mode(), runtime.autocast(device, precision):
             scores = task.scores(model, batch.to(device))
         assert batch.target is not None
-        metrics.update(scores.cpu() if isinstance(scores, Tensor) else scores, batch.target)
+        scores = scores.cpu() if isinstance(scores, Tensor) else scores
+        metrics.update(scores, batch.target)
+        if watch is not None:
+            watch(batch, scores)
     return metrics.compute()
 
 

@@ -3,12 +3,13 @@
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 import torch
 from einops import rearrange, reduce
 from jaxtyping import Bool, Float, UInt8
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -43,6 +44,8 @@ class Classification:
     """What is averaged: the deepest level of a lone encoder, or the fused map. auto: the former where there is nothing
     to fuse, which is one modality (of a single date, where its encoder is a ViT)."""
     label_smoothing: float = 0.0
+    temperature: Annotated[float, Field(gt=0)] = 1.0
+    """Logits are divided by it; training fits it on the validation part, so that a confidence means what it says."""
     whole: ClassVar[bool] = True
 
     @property
@@ -108,7 +111,7 @@ class Classification:
 
     def scores(self, model: nn.Module, batch: Batch) -> Float[Tensor, "b k 1 1"]:
         """Probabilities, float32."""
-        return rearrange(model(batch).float().softmax(dim=1), "b k -> b k 1 1")
+        return rearrange((model(batch).float() / self.temperature).softmax(dim=1), "b k -> b k 1 1")
 
     def merger(self, lattice: Lattice, strip: Window, device: torch.device) -> RasterMerger:
         """Puts windows side by side."""

@@ -58,6 +58,8 @@ class Segmentation:
     auxiliary: Annotated[float, Field(ge=0)] = 0.0
     """Weight in the loss of an FCN on the third level, of stride 16 (METHOD 4, iSAID: 0.4); 0 is none. It helps
     training only."""
+    temperature: Annotated[float, Field(gt=0)] = 1.0
+    """Logits are divided by it; training fits it on the validation part, so that a confidence means what it says."""
     whole: ClassVar[bool] = False
 
     @property
@@ -178,7 +180,7 @@ class Segmentation:
 
     def scores(self, model: nn.Module, batch: Batch) -> Float[Tensor, "b k h w"]:
         """Probabilities, float32."""
-        return model(batch).float().softmax(dim=1)
+        return (model(batch).float() / self.temperature).softmax(dim=1)
 
     def merger(self, lattice: Lattice, strip: Window, device: torch.device) -> RasterMerger:
         """Blends the probabilities of overlapping windows."""
