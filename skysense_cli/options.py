@@ -211,6 +211,14 @@ CreationOptions = Annotated[
         rich_help_panel=OUTPUT,
     ),
 ]
+Unsure = Annotated[
+    float | None,
+    typer.Option(
+        metavar="P",
+        help="Leave pixels whose highest probability is below P without a class (value 254 of the map).",
+        rich_help_panel=OUTPUT,
+    ),
+]
 Overwrite = Annotated[
     bool, typer.Option("--overwrite", help="Replace what is there; refused otherwise.", rich_help_panel=OUTPUT)
 ]

@@ -82,6 +82,7 @@ def predict(
             rich_help_panel=options.OUTPUT,
         ),
     ] = None,
+    unsure: options.Unsure = None,
     observations: Annotated[
         bool,
         typer.Option(
@@ -212,6 +213,7 @@ def predict(
         "overlap": overlap,
         "probabilities": probabilities,
         "confidence": tables.choice("--confidence", confidence, CONFIDENCE),
+        "unsure": unsure,
         "observations": observations,
         "polygons": polygons,
         "min_area": min_area,

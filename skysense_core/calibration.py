@@ -53,7 +53,7 @@ class Calibration:
         scores, truth = torch.cat(self._scores), torch.cat(self._truth)
         before, bins_before = _binned(scores, truth)
         found: dict[str, Any] = {"ece": before}
-        bins_after: list[tuple[float, float] | None] = [None] * BINS
+        bins_after: list[list[float] | None] = [None] * BINS
         if fit:
             temperature = fit_temperature(scores, truth)
             after, bins_after = _binned(tempered(scores, temperature), truth)
@@ -79,7 +79,7 @@ def fit_temperature(scores: Float[Tensor, "n k"], truth: Int[Tensor, "n"]) -> fl
     return float(torch.tensor(minimize_scalar(loss, bounds=RANGE, method="bounded").x).exp())
 
 
-def _binned(scores: Float[Tensor, "n k"], truth: Int[Tensor, "n"]) -> tuple[float, list[tuple[float, float] | None]]:
+def _binned(scores: Float[Tensor, "n k"], truth: Int[Tensor, "n"]) -> tuple[float, list[list[float] | None]]:
     """The expected calibration error, and of each bin of confidence its mean and the share that is right."""
     sure, codes = scores.max(dim=1)
     which = (sure * BINS).long().clamp(max=BINS - 1)
@@ -88,4 +88,4 @@ def _binned(scores: Float[Tensor, "n k"], truth: Int[Tensor, "n"]) -> tuple[floa
     right = torch.bincount(which, weights=(codes == truth).double(), minlength=BINS)
     error = float((sums - right).abs().sum() / counts.sum())
     means = zip(counts.tolist(), sums.tolist(), right.tolist(), strict=True)
-    return error, [(one / count, good / count) if count else None for count, one, good in means]
+    return error, [[one / count, good / count] if count else None for count, one, good in means]

@@ -19,6 +19,8 @@ PartName: TypeAlias = Literal["train", "val", "test"]
 
 IGNORE = 255
 """Label value that no loss and no metric looks at; also the nodata value of class maps on disk."""
+UNSURE = 254
+"""Value of a class map where the model is less sure than was asked for (`predict --unsure`)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

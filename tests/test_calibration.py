@@ -39,7 +39,7 @@ def test_the_error_is_that_of_its_definition() -> None:
     found = calibration.compute(fit=False)
     assert found["ece"] == pytest.approx(0.9 - 0.75)
     (full,) = [one["before"] for one in found["reliability"] if one["before"]]
-    assert full == pytest.approx((0.9, 0.75))
+    assert full == pytest.approx([0.9, 0.75])
 
 
 def test_other_tasks_are_passed_over() -> None:

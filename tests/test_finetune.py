@@ -65,7 +65,17 @@ def test_an_easy_map_is_learnt(data: Path, tmp_path: Path) -> None:
 
 def test_a_run_holds_what_it_promises(run: RunResult) -> None:
     names = {path.name for path in run.folder.iterdir()}
-    assert names == {"config.toml", "metrics.json", "metrics.jsonl", "tensorboard", "state", "best", "last"}
+    assert names == {
+        "config.toml",
+        "metrics.json",
+        "metrics.jsonl",
+        "tensorboard",
+        "state",
+        "best",
+        "last",
+        "looks.json",
+        "report.html",
+    }
     assert run.steps == 4
     assert json.loads((run.folder / "metrics.json").read_text()) == run.metrics
     loaded = checkpoint.load_model(run.folder, torch.device("cpu"))

@@ -25,12 +25,14 @@ from skysense_core import modalities, predict
 from skysense_core.checkpoint import Description, LoadedModel, save_model
 from skysense_core.data.batch import Batch
 from skysense_core.errors import Interrupted, SkysenseError, UsageError
+from skysense_core.geo.mosaic import open_result
 from skysense_core.geo.raster import ReadOptions
 from skysense_core.modalities import Modality
 from skysense_core.model.presets import ModelSpec
 from skysense_core.model.skysense import SkySense
 from skysense_core.predict import PredictConfig, PredictResult
 from skysense_core.tasks.segmentation import Segmentation
+from skysense_core.types import UNSURE
 
 K = 7
 NAMES = tuple(f"class {code}" for code in range(K))
@@ -486,3 +488,24 @@ def test_memory_does_not_grow_with_the_height():
         return int(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout.split()[-1])
 
     assert peak(16_384) <= 1.1 * peak(2048)
+
+
+def test_pixels_that_the_model_is_not_sure_of_get_no_class(scene, tmp_path, use_task):
+    use_task(Glance(classes=NAMES))
+    whole = run(scene, tmp_path / "whole.tif", confidence="max")
+    with rasterio.open(tmp_path / "whole_confidence.tif") as dataset:
+        sure = dataset.read(1) * dataset.scales[0]
+    limit = float(np.median(sure))
+    result = run(scene, tmp_path / "map.tif", unsure=limit, polygons=tmp_path / "map.gpkg")
+    drawn, plain = read(tmp_path / "map.tif")[0], read(tmp_path / "whole.tif")[0]
+    clear = abs(sure - limit) > 1 / 254  # confidence is stored in steps
+    assert (drawn[clear & (sure < limit)] == UNSURE).all()
+    assert (drawn[clear & (sure > limit)] == plain[clear & (sure > limit)]).all()
+    with rasterio.open(tmp_path / "map.tif") as dataset:
+        assert dataset.tags()[f"CLASS_{UNSURE}"] == "unsure"
+        assert dataset.colormap(1)[UNSURE] == (140, 140, 140, 255)
+    assert 'label="unsure"' in (tmp_path / "map.qml").read_text()
+    assert open_result(str(tmp_path / "map.tif")).product.unsure
+    polygons = gpd.read_file(tmp_path / "map.gpkg")
+    assert set(polygons["name"]) <= set(NAMES)
+    assert sum(one.square_metres for one in result.classes) < sum(one.square_metres for one in whole.classes)

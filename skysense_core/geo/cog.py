@@ -29,12 +29,15 @@ from skysense_core.geo.grid import ground_gsd
 from skysense_core.geo.raster import open_stack
 from skysense_core.geo.style import write_style
 from skysense_core.geo.windows import Window
+from skysense_core.types import UNSURE
 
 BLOCK = 512
 """Side of a block in pixels, on temporary files too: a block is compressed once."""
 CACHE = 64 * 2**20
 """Bytes of decoded blocks that GDAL may keep while it copies; its own default is a share of the machine's memory."""
 FULL = "Is there space left on the disk?"
+GREY = "#8c8c8c"
+"""Of pixels of no class."""
 HALF = "float16"
 
 
@@ -57,6 +60,8 @@ class Product:
     colours: tuple[str, ...] = ()
     """One `#rrggbb` per class."""
     tags: Mapping[str, str] = field(default_factory=dict)
+    unsure: bool = False
+    """Whether the code `UNSURE` stands for pixels of no class."""
     block: int = BLOCK
     """Side of a block in pixels; a smaller one where there are very many bands."""
 
@@ -72,6 +77,12 @@ class Product:
     def pixel(self) -> str:
         """The type that GDAL has for the pixels; floats of 16 bits are its Float32 with NBITS=16."""
         return "float32" if self.dtype == HALF else self.dtype
+
+
+def named(product: Product) -> dict[str, str]:
+    """The tags that name the codes of a class map."""
+    names = {f"CLASS_{code}": name for code, name in enumerate(product.classes)}
+    return names | ({f"CLASS_{UNSURE}": "unsure"} if product.unsure else {})
 
 
 class RowWriter:
@@ -91,12 +102,13 @@ class RowWriter:
             self._dataset = rasterio.open(path, "w", **_profile(grid, product))
         if product.colours and product.dtype == "uint8":  # longer tables come with the VRT that joins the shards
             table = {code: (*bytes.fromhex(colour.lstrip("#")), 255) for code, colour in enumerate(product.colours)}
+            table |= {UNSURE: (*bytes.fromhex(GREY.lstrip("#")), 255)} if product.unsure else {}
             self._dataset.write_colormap(1, table | {int(product.nodata): (0, 0, 0, 0)})
         for index, name in enumerate(product.bands, start=1):
             self._dataset.set_band_description(index, name)
         if product.scaling:
             self._dataset.scales, self._dataset.offsets = zip(*product.scaling, strict=True)
-        names = {f"CLASS_{code}": name for code, name in enumerate(product.classes)}
+        names = named(product)
         self._dataset.update_tags(**names, **product.tags)
 
     def write(self, window: Window, rows: Num[np.ndarray, "c n w"]) -> None:
@@ -171,7 +183,9 @@ def write_cog(source: Path, product: Product, options: Mapping[str, str] | None 
             _name_categories(described, product.classes)
         rasterio.shutil.copy(described, copy, driver="COG", **creation)
         if product.classes and len(product.colours) == len(product.classes):
-            write_style(copy.with_suffix(".qml"), product.classes, product.colours)
+            entries = dict(enumerate(zip(product.classes, product.colours, strict=True)))
+            entries |= {UNSURE: ("unsure", GREY)} if product.unsure else {}
+            write_style(copy.with_suffix(".qml"), entries)
     _check(copy)
     return copy
 

@@ -21,10 +21,11 @@ from rasterio.errors import RasterioError
 from rasterio.io import DatasetReader
 
 from skysense_core.errors import SkysenseError, UsageError
-from skysense_core.geo.cog import HALF, Product
+from skysense_core.geo.cog import GREY, HALF, Product, named
 from skysense_core.geo.grid import LATTICE, aligned
 from skysense_core.geo.paths import is_plain
 from skysense_core.geo.windows import Window
+from skysense_core.types import UNSURE
 
 TYPES = {
     "uint8": "Byte",
@@ -82,6 +83,7 @@ def _product(dataset: DatasetReader) -> Product:
         block=dataset.block_shapes[0][0],
         classes=classes,
         colours=() if colours is None else tuple(_hex(*colours[code]) for code in range(len(classes))),
+        unsure=f"CLASS_{UNSURE}" in tags,
         tags={key: tags[key] for key in tags if not re.fullmatch(r"CLASS_\d+|AREA_OR_POINT", key)},
     )
 
@@ -154,8 +156,7 @@ def write_vrt(parts: Sequence[tuple[str | Path, Window]], grid: GeoBox, product:
     ET.SubElement(root, "SRS").text = str(grid.crs)
     ET.SubElement(root, "GeoTransform").text = ", ".join(map(repr, grid.affine.to_gdal()))
     metadata = ET.SubElement(root, "Metadata")
-    names = {f"CLASS_{code}": name for code, name in enumerate(product.classes)}
-    for key, value in (names | dict(product.tags)).items():
+    for key, value in (named(product) | dict(product.tags)).items():
         ET.SubElement(metadata, "MDI", key=key).text = value
     # GDAL paints one part over the other.
     sources = [(_name(path), window) for path, window in reversed(parts)]
@@ -192,6 +193,7 @@ def _name(path: str | Path) -> str:
 def _colour_table(band: ET.Element, product: Product) -> None:
     table = ET.SubElement(band, "ColorTable")
     entries = {code: (*bytes.fromhex(colour.lstrip("#")), 255) for code, colour in enumerate(product.colours)}
+    entries |= {UNSURE: (*bytes.fromhex(GREY.lstrip("#")), 255)} if product.unsure else {}
     for code in range(np.iinfo(product.dtype).max + 1):
         shade = (0, 0, 0, 0) if code == product.nodata else entries.get(code, (0, 0, 0, 255))
         ET.SubElement(table, "Entry", {f"c{number}": str(value) for number, value in enumerate(shade, start=1)})

@@ -26,7 +26,7 @@ from skysense_core.geo.cache import block_cache
 from skysense_core.geo.cog import BLOCK, FULL, scratch_beside
 from skysense_core.geo.contours import Contours, Outlines
 from skysense_core.geo.grid import crs_of, place, transform
-from skysense_core.types import IGNORE
+from skysense_core.types import IGNORE, UNSURE
 
 DRIVERS = {".gpkg": "GPKG", ".fgb": "FlatGeobuf", ".geojson": "GeoJSON"}
 """What OGR calls the formats that it writes, by suffix; .parquet is written without it."""
@@ -133,7 +133,7 @@ def _outlines(
 ) -> Iterator[Outlines]:
     """The areas of a map as they end; summed up are square metres, confidence, and pixels with confidence."""
     drawn = np.arange(256, dtype=np.uint8)
-    drawn[list(skip)] = IGNORE
+    drawn[[*skip, UNSURE]] = IGNORE
     areas = _measure(grid)
     contours = Contours(grid.shape.x, quantities=1 if values is None else 3)
     for row in range(0, grid.shape.y, rows):

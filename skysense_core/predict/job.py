@@ -123,6 +123,7 @@ class Job:
             "batch_size": self.batch_size,
             "threads": self.threads,
             "confidence": self.confidence,
+            "unsure": given.unsure,
             "compile": given.compile,
         }
         products = {name: asdict(product) for name, product in self.products.items()}
@@ -263,6 +264,7 @@ class Job:
         return products_of(
             self.model.task,
             confidence=self.confidence,
+            unsure=given.unsure is not None,
             probabilities=given.probabilities,
             observations=given.observations,
             tags=self._tags(),
@@ -273,7 +275,7 @@ class Job:
         scene, task = self.plan.scene, self.model.task
         if objects.NAME in self.products:
             return objects.encoder(task, self.plan.region, objects.in_pixels(scene.area, scene.cells))
-        return encoder(task, self.products, self.confidence)
+        return encoder(task, self.products, self.confidence, self.config.unsure)
 
     def _notes(self) -> list[str]:
         stacks, model = self.plan.scene.stacks, self.model

@@ -18,7 +18,7 @@ from skysense_core.geo.cog import Product
 from skysense_core.merge.raster import Part
 from skysense_core.predict.settings import Measure, PredictConfig
 from skysense_core.tasks import ScoreOutput, Task, ValueOutput
-from skysense_core.types import IGNORE
+from skysense_core.types import IGNORE, UNSURE
 
 LEVELS = 254
 """Steps in which a probability is stored in a byte: probability = number / 254; 255 is nodata."""
@@ -39,6 +39,7 @@ def products_of(
     task: Task,
     *,
     confidence: Measure | None,
+    unsure: bool,
     probabilities: bool,
     observations: bool,
     tags: Mapping[str, str],
@@ -68,6 +69,7 @@ def products_of(
             classes=output.classes,
             colours=output.colours,
             tags=tags,
+            unsure=unsure,
         )
     }
     if confidence is not None:
@@ -81,7 +83,12 @@ def products_of(
 
 def refuse_without_classes(given: PredictConfig, products: Collection[str], said: str) -> None:
     """Raises UsageError where something is wanted that only a map of classes has; `said`: what there is instead."""
-    wanted = {"--polygons": given.polygons, "--preview": given.preview, "--min-area": given.min_area}
+    wanted = {
+        "--unsure": given.unsure,
+        "--polygons": given.polygons,
+        "--preview": given.preview,
+        "--min-area": given.min_area,
+    }
     asked = [option for option, value in wanted.items() if value]
     if asked and "classes" not in products:
         raise UsageError(f"{', '.join(asked)} needs a map of classes; this model makes another result: {said}")
@@ -91,13 +98,16 @@ def _seen(values: Product, observations: bool) -> dict[str, Product]:
     return {"observations": replace(values, bands=("valid observations",))} if observations else {}
 
 
-def encoder(task: Task, names: Collection[str], confidence: Measure | None) -> Encode:
-    """The map and what else is wanted of it."""
+def encoder(task: Task, names: Collection[str], confidence: Measure | None, unsure: float | None = None) -> Encode:
+    """The map and what else is wanted of it; `unsure` is the probability below which a pixel gets no class."""
     main = next(iter(names))
 
     def encode(part: Part) -> Arrays:
         valid = part.valid
         drawn = _bytes(part.scores, valid) if main == "scores" else task.decode(part.scores, valid)[None]
+        if unsure is not None:
+            weak = (part.scores.amax(dim=0) < unsure) & valid
+            drawn = np.where(weak.cpu().numpy(), np.uint8(UNSURE), drawn)
         made = {main: drawn}
         if confidence is not None:
             made["confidence"] = _bytes(measure_confidence(part.scores, confidence)[None], valid)

@@ -3,8 +3,9 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import Annotated, Literal, TypeAlias
 
+from pydantic import Field
 from shapely.geometry.base import BaseGeometry
 
 from skysense_core.geo.options import ReadOptions
@@ -36,6 +37,8 @@ class PredictConfig:
     """A raster whose grid the map takes."""
     confidence: Measure | None = None
     """Also write how sure each pixel is, by this measure."""
+    unsure: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Pixels whose highest probability is below it get no class, but `types.UNSURE`."""
     probabilities: bool = False
     observations: bool = False
     """Also write how many images showed each pixel."""
