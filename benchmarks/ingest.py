@@ -90,8 +90,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--side", type=int, default=4096)
-    parser.add_argument("--jobs", type=int, nargs="+", default=[1, 2])
-    parser.add_argument("--scenes", type=int, nargs="+", default=[1, 10, 100])
+    parser.add_argument("--jobs", type=int, nargs="*", default=[1, 2])
+    parser.add_argument("--scenes", type=int, nargs="*", default=[1, 10, 100])
     parser.add_argument("--child", type=Path)
     given = parser.parse_args()
     if given.child is not None:

@@ -198,6 +198,37 @@ def test_labels_travel_with_the_samples(tmp_path: Path, write_raster: Write) -> 
     assert abs(counts[1] - 3600) < 400  # 600 m x 600 m
 
 
+def test_labels_count_in_every_zone_and_may_lie_in_one_alone(tmp_path: Path, write_raster: Write) -> None:
+    # Around 12 degrees east, where zone 32 ends, at x = 275 km of zone 33.
+    grid = GeoBox((48, 192), Affine(10, 0, 274_500, 0, -10, 5_300_800), "EPSG:32633")
+    inputs = {"s2": str(scene(tmp_path / "s2", write_raster, grid=grid))}
+    shapes = [shapely.box(274_600, 5_300_400, 275_900, 5_300_700), shapely.box(276_000, 5_300_400, 276_300, 5_300_700)]
+    fields = gpd.GeoDataFrame({"crop": ["wheat", "maize"]}, geometry=shapes, crs="EPSG:32633")
+    found: dict[str, StoreSplit] = {}
+    for name, some in (("both", fields), ("one", fields[1:])):
+        some.to_file(tmp_path / f"{name}.gpkg")
+        run(tmp_path / name, inputs, labels=str(tmp_path / f"{name}.gpkg"), label_column="crop")
+        split = found[name] = stored(tmp_path / name)
+        codes = [split.classes.index(crop) for crop in some["crop"]]
+        for sample in (split[index] for index in range(len(split))):
+            expected = rasterize(some, codes, sample.epochs[0]["s2"].geobox, fill=IGNORE)
+            assert np.array_equal(sample.label.codes, expected)
+    zones = {name: set(read_index(tmp_path / name)["crs"].to_pylist()) for name in found}
+    assert zones == {"both": {"EPSG:32632", "EPSG:32633"}, "one": {"EPSG:32633"}}
+    # The same as a raster of codes, which is warped where polygons are drawn anew.
+    painted = write_raster(tmp_path / "codes.tif", rasterize(fields, [1, 0], grid, fill=IGNORE)[None], grid)
+    run(tmp_path / "painted", inputs, labels=str(painted), classes=("maize", "wheat"))
+    codes_of = [
+        {sample.id: sample.label.codes for sample in some} for some in (found["both"], stored(tmp_path / "painted"))
+    ]
+    common = codes_of[0].keys() & codes_of[1].keys()
+    assert {name[:5] for name in common} == {"32632", "32633"}
+    assert np.mean([codes_of[0][name] == codes_of[1][name] for name in common]) > 0.95
+    fields.translate(50_000, 0).to_frame("geometry").assign(crop="wheat").to_file(tmp_path / "beyond.gpkg")
+    with pytest.raises(SkysenseError, match="labels lie outside of the raster"):
+        run(tmp_path / "none", inputs, labels=str(tmp_path / "beyond.gpkg"), label_column="crop")
+
+
 def test_dates_are_dropped_chosen_and_mosaicked(tmp_path: Path, write_raster: Write) -> None:
     folder, grid = tmp_path / "s2", GRID[:64, :]
     for number, day in enumerate(("20200101", "20200111", "20200121", "20200131", "20200210")):

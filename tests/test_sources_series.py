@@ -42,7 +42,9 @@ def fields(canada: Path) -> config.Table:
 
 
 def test_a_long_table_is_that_of_pandas(canada: Path, fields: config.Table) -> None:
-    assert sources.detect(canada) == "series"
+    assert sources.detect(canada) == sources.detect(canada.parents[1] / "deafrica_cropmask") == "series"
+    with pytest.raises(UsageError, match=r"series: a table .* a folder of them alone"):
+        sources.detect(canada.parent)  # a README lies beside the tables
     split = opened(fields)
     frame = pd.read_parquet(canada)
     assert len(split) == frame.sample_id.nunique() == 3621

@@ -147,34 +147,40 @@ class Truth:
 
 
 def open_labels(
-    labels: Sequence[tuple[str, GeoBox]], *, column: str | None, classes: Classes | None, unlabelled: str
+    labels: Sequence[tuple[str, GeoBox]],
+    *,
+    column: str | None,
+    classes: Classes | None,
+    unlabelled: str,
+    parts: bool = False,
 ) -> tuple[Legend, list[Labels], tuple[str, ...]]:
     """The labels of several scenes, given as (file, grid of the scene), with one legend and notes for the user.
 
+    `parts`: the grids are parts of one area, some of which may lie beside the labels.
     Raises SkysenseError for labels outside of their scene, UsageError for classes that they do not have.
     """
     painted = [Path(path).suffix.lower() in RASTERS for path, _ in labels]
     if all(painted):
-        return _open_rasters(labels, classes, unlabelled)
+        return _open_rasters(labels, classes, unlabelled, parts)
     if any(painted):
         raise UsageError("some labels are polygons and others rasters", fix="Train with one kind at a time.")
-    return _open_polygons(labels, column, classes, unlabelled)
+    return _open_polygons(labels, column, classes, unlabelled, parts)
 
 
 def _open_rasters(
-    labels: Sequence[tuple[str, GeoBox]], classes: Classes | None, unlabelled: str
+    labels: Sequence[tuple[str, GeoBox]], classes: Classes | None, unlabelled: str, parts: bool
 ) -> tuple[Legend, list[Labels], tuple[str, ...]]:
     if classes is None:
         raise UsageError(f"{labels[0][0]}: what do its codes mean?", fix="--classes background,building,...")
     if unlabelled != UNKNOWN:
         raise UsageError("--unlabelled is for polygons: a label raster has a code for everything")
-    legend, notes = Legend.of_codes(classes), []
+    legend, notes, grids = Legend.of_codes(classes), [], [scene for _, scene in labels]
     opened: list[Labels] = []
     for path, scene in labels:
         stack = open_stack(path, bands=None)
         if len(stack.band_names) != 1 or len(stack.days) != 1:
             raise SkysenseError(f"{path}: expected one band of class codes, found {len(stack.band_names)}")
-        if not _meet(scene, stack.geobox):
+        if not any(_meet(other, stack.geobox) for other in (grids if parts else [scene])):
             raise _outside(path, tuple(stack.geobox.boundingbox), stack.geobox.crs, scene)
         if stack.geobox.crs != scene.crs:
             notes.append(f"{path}: reprojected from {stack.geobox.crs} to {scene.crs}")
@@ -183,7 +189,7 @@ def _open_rasters(
 
 
 def _open_polygons(
-    labels: Sequence[tuple[str, GeoBox]], column: str | None, classes: Classes | None, unlabelled: str
+    labels: Sequence[tuple[str, GeoBox]], column: str | None, classes: Classes | None, unlabelled: str, parts: bool
 ) -> tuple[Legend, list[Labels], tuple[str, ...]]:
     frames, notes = [], []
     for path, scene in labels:
@@ -193,11 +199,13 @@ def _open_polygons(
             notes.append(f"{path}: reprojected from {own} to {scene.crs}")
         moved = frame.to_crs(grid.crs_of(scene).proj)
         inside = np.sort(moved.sindex.query(scene.extent.geom, predicate="intersects"))
-        if not len(inside):
+        if not len(inside) and not parts:
             raise _outside(path, tuple(frame.total_bounds), own, scene)
-        if len(inside) < len(moved):
+        if len(inside) < len(moved) and not parts:
             notes.append(f"{path}: {len(moved) - len(inside)} of {len(moved)} polygons lie outside of the raster")
         frames.append(moved.iloc[inside].reset_index(drop=True))
+    if not any(map(len, frames)):
+        raise _outside(path, tuple(frame.total_bounds), own, scene)
     if column is None:
         name = _only_class(classes, unlabelled, labels[0][0], frames[0])
         values = [[name] * len(frame) for frame in frames]

@@ -18,11 +18,12 @@ import multiprocessing
 import shutil
 import signal
 import time
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from importlib.metadata import version
-from multiprocessing.synchronize import Event
 from pathlib import Path
 from typing import Any
 
@@ -230,44 +231,53 @@ def _make(work: Work, missing: Sequence[int]) -> None:
 
 
 def _elsewhere(work: Work, missing: Sequence[int], jobs: int) -> Iterator[int]:
-    """Numbers of shards as they are finished by `jobs` processes."""
+    """Numbers of shards as they are finished by `jobs` processes.
+
+    Neighbouring shards share blocks of the files, so each process sweeps a part of its own, in which it finds most of
+    them in its cache; one that is done takes from the end of the longest part.
+    """
     context = multiprocessing.get_context("spawn")
-    stop = context.Event()
-    with concurrent.futures.ProcessPoolExecutor(jobs, context, _start, (work, stop)) as pool:
-        # Neighbours one after another in one process, which finds in its cache what they share.
-        runs = [list(run) for run in np.array_split(np.array(missing), min(len(missing), jobs * 8))]
-        waiting = [pool.submit(_make_run, [int(number) for number in run]) for run in runs]
+    parts = [deque(part.tolist()) for part in np.array_split(np.array(missing), jobs)]
+    waiting: dict[concurrent.futures.Future[int], int] = {}
+    with ExitStack() as stack:
+        pools = [concurrent.futures.ProcessPoolExecutor(1, context, _start, (work,)) for _ in parts]
+        for pool in pools:
+            stack.callback(pool.shutdown, cancel_futures=True)
+
+        def give(worker: int) -> None:
+            longest = max(parts, key=len)
+            if parts[worker] or longest:
+                number = parts[worker].popleft() if parts[worker] else longest.pop()
+                waiting[pools[worker].submit(_make_elsewhere, number)] = worker
+
+        for worker in range(jobs):
+            give(worker)
         try:
-            for done in concurrent.futures.as_completed(waiting):
-                yield from done.result()
+            while waiting:
+                done, _ = concurrent.futures.wait(waiting, return_when=concurrent.futures.FIRST_COMPLETED)
+                for future in done:
+                    worker = waiting.pop(future)
+                    yield future.result()
+                    give(worker)
         except BrokenProcessPool:
             raise SkysenseError(
                 "a process was killed, perhaps for its memory",
                 fix="Use fewer --jobs; finished shards are kept: the same command goes on.",
             ) from None
-        finally:
-            stop.set()
-            pool.shutdown(cancel_futures=True)
 
 
-_elsewhere_work: list[tuple[Work, Event]] = []
+_elsewhere_work: list[Work] = []
 """Of a worker process."""
 
 
-def _start(work: Work, stop: Event) -> None:
+def _start(work: Work) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal sends it to all; the first process decides
-    _elsewhere_work.append((work, stop))
+    _elsewhere_work.append(work)
 
 
-def _make_run(numbers: list[int]) -> list[int]:
-    work, stop = _elsewhere_work[0]
-    done = []
-    for number in numbers:
-        if stop.is_set():
-            break
-        _make_one(work, number)
-        done.append(number)
-    return done
+def _make_elsewhere(number: int) -> int:
+    _make_one(_elsewhere_work[0], number)
+    return number
 
 
 def _make_one(work: Work, number: int) -> None:

@@ -118,5 +118,6 @@ def _labels(
         column=given.label_column,
         classes=given.classes,
         unlabelled=given.unlabelled,
+        parts=len(cells) > 1,
     )
     return list(labels), legend.classes, notes

@@ -19,7 +19,7 @@ from skysense_core import config
 from skysense_core.data.store import Facts
 from skysense_core.errors import SkysenseError
 from skysense_core.geo import units
-from skysense_core.geo.cache import block_cache
+from skysense_core.geo.cache import BLOCK, block_cache
 from skysense_core.geo.fingerprint import fingerprint
 from skysense_core.geo.grid import bounds_in
 from skysense_core.geo.labels import Labels
@@ -35,8 +35,6 @@ HOW = ("inputs", "out", "jobs", "overwrite")
 """Settings that say where and how, not what; for the inputs stand the files that they mean."""
 PIECE = 64 * 2**20
 """Bytes of one date that are read at once."""
-READERS = 2
-"""Rows of blocks that GDAL keeps: what a shard shares with the next one is not decoded again."""
 WHOLE: dict[str, np.dtype] = {units.DISPLAY: np.dtype(np.uint8), "reflectance x 10000": np.dtype(np.uint16)}
 """Units that are counted in whole numbers, and the type that usually holds them: what is interpolated is rounded."""
 
@@ -111,10 +109,12 @@ class SceneWork:
     def samples(self, number: int, failures: list[Failure]) -> Iterator[Packed]:
         """The samples of a shard, by name. What cannot be read is noted in `failures` and taken for not valid."""
         shard = self.shards[number]
-        width = shard.cells.grid(self.sides[self.reference]).shape.x
-        # One date is read after the other: for the next one nothing of this is of use.
+        # Shards follow each other from south to north, column by column, and share blocks with the next of both: the
+        # columns of blocks that a shard meets are kept. Of one date: for the next one nothing of this is of use.
+        columns = -(-shard.cells.grid(self.sides[self.reference]).shape.x // BLOCK) + 1
+        height = self.inputs.stacks[self.reference].geobox.shape.y
         single = [replace(stack, days=stack.days[:1], dated=stack.dated[:1]) for stack in self.inputs.stacks.values()]
-        with Aside(self.given.out / WORK) as aside, block_cache(single, width, READERS):
+        with Aside(self.given.out / WORK) as aside, block_cache(single, height, columns):
             for name in self.inputs.stacks:
                 self._read(shard.cells, name, aside, failures, number)
             places = zip(shard.cells.outlines(), *shard.cells.centres(), strict=True)

@@ -47,7 +47,7 @@ PARTS: dict[str, PartName] = {
 class Series:
     """The `[data]` table of a table of points."""
 
-    looked_for: ClassVar[str] = "a table of point time series: .parquet, .csv or .txt, also packed as .gz"
+    looked_for: ClassVar[str] = "a table of points in time: .parquet, .csv, .txt, also as .gz; a folder of them alone"
     about: ClassVar[About] = About(
         tasks=("crop", "classification", "regression", "segmentation"),
         modalities=("s2", "s1"),
@@ -58,7 +58,7 @@ class Series:
     )
 
     path: Path
-    """A table, or with `source` named a folder of tables with equal columns, whose names are the column `file`."""
+    """A table, or a folder of tables with equal columns, whose names are the column `file`."""
     id_column: str = "id"
     date_column: str = "date"
     """Of a long table, with a row per point and date and a column per band."""
@@ -94,7 +94,8 @@ class Series:
 
     @staticmethod
     def detect(path: Path) -> bool:
-        return path.is_file() and path.name.endswith(points.SUFFIXES)
+        files = [path] if path.is_file() else sorted(path.iterdir())
+        return bool(files) and all(file.is_file() and file.name.endswith(points.SUFFIXES) for file in files)
 
     def form(self) -> Form:
         return Form(
