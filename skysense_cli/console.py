@@ -8,9 +8,10 @@ import logging
 import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-from skysense_core.errors import SkysenseError
+from skysense_core.errors import PartialError, SkysenseError
 
 PACKAGES = ("skysense_core", "skysense_cli")
 TITLES = {"oa": "accuracy", "miou": "mIoU", "mf1": "mean F1", "iou": "IoU", "f1": "F1", "rmse": "RMSE", "r2": "R2"}
@@ -47,6 +48,15 @@ def print_error(error: SkysenseError) -> None:
     if error.fix:
         text.append(f"\n{error.fix}", style="cyan")
     Console(stderr=True, soft_wrap=True, highlight=False).print(text)
+
+
+def refuse_left_out(left_out: Sequence[str], folder: Path) -> None:
+    """Raises PartialError where something could not be read and was left out."""
+    if left_out:
+        from skysense_core.runs import FAILURES
+
+        first = left_out[0].splitlines()[0]
+        raise PartialError(f"{len(left_out)} left out, the first: {first}", fix=f"See {folder / FAILURES}.")
 
 
 def print_json(result: Mapping[str, Any]) -> None:

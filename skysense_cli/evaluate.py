@@ -26,6 +26,7 @@ def evaluate(
     source: options.SourceName = None,
     split_by: options.SplitBy = None,
     fold: options.Fold = None,
+    keep_going: options.KeepGoing = False,
     split: Annotated[
         str | None,
         typer.Option(metavar="PART", help="test, val or train.  [default: test]", rich_help_panel=options.DATA),
@@ -110,6 +111,7 @@ def evaluate(
         "device": device,
         "precision": precision,
         "workers": workers,
+        "keep_going": keep_going,
         "overwrite": overwrite,
     }
     result = run(config.build(EvaluateConfig, config.merge(config.parse_assignments(settings or ()), given)))
@@ -117,6 +119,7 @@ def evaluate(
         console.print_json(config.to_table(result))
     else:
         _print(result)
+    console.refuse_left_out(result.left_out, result.folder)
 
 
 def _print(result: "EvaluateResult") -> None:

@@ -78,6 +78,7 @@ def finetune(
     seed: Annotated[
         int | None, typer.Option(min=0, metavar="N", help="Of everything random.", rich_help_panel=options.TRAINING)
     ] = None,
+    keep_going: options.KeepGoing = False,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with the run in --out.", rich_help_panel=options.TRAINING)
     ] = False,
@@ -151,6 +152,7 @@ def finetune(
         "model": {"preset": preset},
         "init": init,
         "freeze": freeze or None,
+        "keep_going": keep_going or None,
         "label_fraction": label_fraction,
         "optim": {"lr": lr},
         "train": {
@@ -174,12 +176,12 @@ def finetune(
         table["out"] = _run_folder(table["task"]["name"], data or ())
         log.info("run folder: %s", table["out"])
     result = run(settings_of.build(FinetuneConfig, table))
-    if not console.speaks():
-        return
-    if json:
-        console.print_json(settings_of.to_table(result))
-    elif not quiet:
-        _print(result)
+    if console.speaks():
+        if json:
+            console.print_json(settings_of.to_table(result))
+        elif not quiet:
+            _print(result)
+    console.refuse_left_out(result.left_out, result.folder)
 
 
 def _run_folder(task: str, data: Sequence[str]) -> Path:

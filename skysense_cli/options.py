@@ -222,6 +222,14 @@ Unsure = Annotated[
 Overwrite = Annotated[
     bool, typer.Option("--overwrite", help="Replace what is there; refused otherwise.", rich_help_panel=OUTPUT)
 ]
+KeepGoing = Annotated[
+    bool,
+    typer.Option(
+        "--keep-going",
+        help="Leave out samples that cannot be read: all are read once before, noted in failures.jsonl, exit code 3.",
+        rich_help_panel=DATA,
+    ),
+]
 Json = Annotated[
     bool, typer.Option("--json", help="Print the result as one JSON object on stdout.", rich_help_panel=OUTPUT)
 ]

@@ -15,11 +15,12 @@ from skysense_core.calibration import Calibration
 from skysense_core.checkpoint import LoadedModel
 from skysense_core.data.batch import Batch
 from skysense_core.data.chips import EvaluationChips
-from skysense_core.data.loader import evaluation_loader, label_fraction
+from skysense_core.data.loader import Part, evaluation_loader, label_fraction
+from skysense_core.data.sound import going_on, sound
 from skysense_core.errors import SkysenseError, UsageError
 from skysense_core.metrics import ClassMapMetrics, plot_confusion
 from skysense_core.progress import Bar
-from skysense_core.runs import CONFIG, METRICS
+from skysense_core.runs import CONFIG, METRICS, write_failures
 from skysense_core.sources import Source
 from skysense_core.tasks import measure
 from skysense_core.types import PartName, Split
@@ -50,6 +51,8 @@ class EvaluateConfig:
     workers: Annotated[int, Field(ge=0)] | None = None
     out: Path | None = None
     """Folder of `metrics.json` and `confusion.png`; not given: `evaluation/SPLIT` in the model's run folder."""
+    keep_going: bool = False
+    """Leave out samples that cannot be read; all are read once to find them. Otherwise the first one ends it."""
     overwrite: bool = False
 
 
@@ -60,6 +63,8 @@ class EvaluateResult:
 
     scores: dict[str, dict[str, Any]]
     folder: Path
+    left_out: tuple[str, ...] = ()
+    """What could not be read, with `keep_going`."""
 
 
 def evaluate(given: EvaluateConfig) -> EvaluateResult:
@@ -83,7 +88,8 @@ def evaluate(given: EvaluateConfig) -> EvaluateResult:
         loader = evaluation_loader(chips, batch_size=given.batch_size, workers=workers)
         yield from Bar(loader, task, math.ceil(len(chips) / given.batch_size), unit="batch")
 
-    split = _open(source, given.split, loaded)
+    with going_on(given.keep_going) as failures:
+        split = _open(source, given.split, loaded, given.keep_going)
     calibration = Calibration()
 
     def watch(batch: Batch, found: Any) -> None:
@@ -101,7 +107,9 @@ def evaluate(given: EvaluateConfig) -> EvaluateResult:
             fix="Leave it out.",
         )
     if given.baselines:
-        train = _open(source, "train", loaded)
+        with going_on(given.keep_going) as of_train:
+            train = _open(source, "train", loaded, given.keep_going)
+        failures += of_train
         some = label_fraction(train, min(FOREST_SAMPLES / len(train), 1.0), seed=0)
         scores["random_forest"] = baselines.random_forest(
             batches(some, "training pixels"), batches(split, "random forest"), loaded.classes
@@ -111,7 +119,8 @@ def evaluate(given: EvaluateConfig) -> EvaluateResult:
         plot_confusion(out / "confusion.png", model)
     table = {"model": loaded.name, "digest": loaded.digest, "split": given.split, "scores": scores}
     (out / METRICS).write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
-    return EvaluateResult(scores=scores, folder=out)
+    write_failures(out, failures)
+    return EvaluateResult(scores=scores, folder=out, left_out=tuple(failures))
 
 
 def run_of(model: LoadedModel) -> Path | None:
@@ -136,7 +145,7 @@ def _data(given: EvaluateConfig, loaded: LoadedModel, run: Path | None) -> dict[
     return data
 
 
-def _open(source: Source, part: PartName, loaded: LoadedModel) -> Split:
+def _open(source: Source, part: PartName, loaded: LoadedModel, keep_going: bool) -> Split:
     split = source.open(part, loaded.modalities)
     if split.classes != loaded.classes:
         raise UsageError(
@@ -145,4 +154,4 @@ def _open(source: Source, part: PartName, loaded: LoadedModel) -> Split:
         )
     if not len(split):
         raise SkysenseError(f"the {part} part of the data is empty", fix="Choose another --split.")
-    return split
+    return Part(split, sound(split, part)) if keep_going else split

@@ -17,7 +17,8 @@ from skysense_core.calibration import Calibration
 from skysense_core.checkpoint import Description, load_description, load_encoder, save_model
 from skysense_core.data.batch import Batch
 from skysense_core.data.chips import Augment, EvaluationChips, TrainingChips, window_of
-from skysense_core.data.loader import evaluation_loader, label_fraction, training_loader
+from skysense_core.data.loader import Part, evaluation_loader, label_fraction, training_loader
+from skysense_core.data.sound import going_on, sound
 from skysense_core.data.statistics import measure_bands, says_anything
 from skysense_core.errors import SkysenseError, UsageError
 from skysense_core.gallery import Gallery, keep, noted, places
@@ -27,7 +28,7 @@ from skysense_core.model.presets import ModelSpec, preset
 from skysense_core.model.skysense import SkySense
 from skysense_core.optim import OptimConfig
 from skysense_core.runreport import write_report
-from skysense_core.runs import METRICS, check_folder
+from skysense_core.runs import METRICS, check_folder, write_failures
 from skysense_core.tasks import RasterOutput, Task, measure
 from skysense_core.trainer import Objective, TrainConfig, Trainer
 from skysense_core.types import Split
@@ -67,6 +68,8 @@ class FinetuneConfig:
     train: TrainConfig = field(default_factory=TrainConfig)
     licence: str = UNSTATED
     """Of the weights, for the model card; with `init`, the start model's unless given."""
+    keep_going: bool = False
+    """Leave out samples that cannot be read; all are read once to find them. Otherwise the first one ends it."""
     device: str = "auto"
     workers: Annotated[int, Field(ge=0)] | None = None
     """Processes that prepare samples; not given: none on a CPU, otherwise what the machine has."""
@@ -89,6 +92,8 @@ class RunResult:
     steps: int
     metrics: dict[str, Any]
     """Scores of the best model on the validation part; the keys are those of the task's metrics."""
+    left_out: tuple[str, ...] = ()
+    """What could not be read, with `keep_going`."""
 
 
 class Supervised(Objective):
@@ -142,9 +147,12 @@ def _trained(given: FinetuneConfig, device: torch.device) -> RunResult:
     wanted = sources.choose_modalities(
         source, given.modalities, known=None if start is None else start.modalities, meet=meet
     )
-    known = sources.labelled(source.open("train", wanted), source_name)
-    train = label_fraction(known, given.label_fraction, seed=given.train.seed)
-    val = source.open("val", wanted)
+    with going_on(given.keep_going) as failures:
+        known = sources.labelled(source.open("train", wanted), source_name)
+        train = label_fraction(known, given.label_fraction, seed=given.train.seed)
+        val = source.open("val", wanted)
+        if given.keep_going:
+            train, val = Part(train, sound(train, "train")), Part(val, sound(val, "val"))
     for note in dict.fromkeys((*train.notes, *val.notes)):
         log.info("note: %s", note)
     if not says_anything(val):
@@ -201,7 +209,10 @@ def _trained(given: FinetuneConfig, device: torch.device) -> RunResult:
         export=run.export,
     ).run(resume=given.resume)
     metrics = json.loads((given.out / METRICS).read_text(encoding="utf-8"))
-    return RunResult(folder=given.out, model=given.out / "best", steps=steps, metrics=metrics)
+    if runtime.rank() == 0:
+        write_failures(given.out, failures)
+    best = given.out / "best"
+    return RunResult(folder=given.out, model=best, steps=steps, metrics=metrics, left_out=tuple(failures))
 
 
 class _Run:

@@ -20,7 +20,8 @@ from skysense_core import config, parallel, runtime
 from skysense_core.errors import SkysenseError, UsageError
 
 CONFIG, METRICS, LOG, LOOKS, REPORT = "config.toml", "metrics.json", "metrics.jsonl", "looks.json", "report.html"
-WRITTEN = (CONFIG, METRICS, LOG, LOOKS, REPORT, "tensorboard", "state", "best", "last", "exports", "evaluation")
+FAILURES = "failures.jsonl"
+WRITTEN = (CONFIG, METRICS, LOG, LOOKS, REPORT, FAILURES, "tensorboard", "state", "best", "last", "exports", "evaluation")
 """What a run consists of, and all that `--overwrite` removes."""
 
 
@@ -40,6 +41,14 @@ def clear_folder(folder: Path) -> None:
     """Remove what an older run left, and nothing else."""
     for name in WRITTEN:
         _remove(folder / name)
+
+
+def write_failures(folder: Path, failures: list[str]) -> None:
+    """Note what was left out, a line for each; without failures nothing stays there from an earlier time."""
+    _remove(folder / FAILURES)
+    if failures:
+        lines = "".join(json.dumps({"error": one}) + "\n" for one in failures)
+        (folder / FAILURES).write_text(lines, encoding="utf-8")
 
 
 def begin(folder: Path, settings: Mapping[str, Any], *, resume: bool) -> None:

@@ -195,7 +195,7 @@ def test_facts_about_the_labels_are_told(data: Path, tmp_path: Path, caplog: pyt
         given = settings(data, tmp_path / "run", task={"class_balance": "none"})
         finetune(replace(given, train=TrainConfig(epochs=0.5, batch_size=2)))
     assert "% of the labelled pixels, weight 1.00" in caplog.text
-    assert "classes without a training pixel, which cannot be learnt: cloud forest" in caplog.text
+    assert "classes without a training label, which cannot be learnt: cloud forest" in caplog.text
     assert "2 steps of 2" in caplog.text
 
 

@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Float
 
 from skysense_core import config
+from skysense_core.data.sound import readable
 from skysense_core.errors import SkysenseError, UsageError, did_you_mean
 from skysense_core.geo import boxes
 from skysense_core.geo.files import open_file
@@ -70,15 +71,15 @@ class ObjectPictures:
         table = {**read.get("", {}), **read.get(modality.name, {})}
         options = config.build(ReadOptions, table, f"data.read.{modality.name}")
         checked = _Checked()
-        sizes = [size_of(picture.image) for picture in pictures]
-        labels = [checked.objects(picture, size, tuple(classes)) for picture, size in zip(pictures, sizes, strict=True)]
+        sized = readable(pictures, lambda picture: size_of(picture.image))
+        labels = [checked.objects(picture, size, tuple(classes)) for picture, size in sized]
         return cls(
             modality=modality,
             options=options,
             classes=tuple(classes),
-            pictures=tuple(picture.image for picture in pictures),
+            pictures=tuple(picture.image for picture, _ in sized),
             labels=tuple(labels),
-            sizes=tuple(sizes),
+            sizes=tuple(size for _, size in sized),
             notes=(*notes, *checked.notes()),
         )
 

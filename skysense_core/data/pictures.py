@@ -11,6 +11,7 @@ from typing import TypeAlias
 import numpy as np
 from jaxtyping import Num
 
+from skysense_core.data.sound import readable
 from skysense_core.errors import SkysenseError
 from skysense_core.geo.files import open_file
 from skysense_core.geo.labels import Legend
@@ -124,12 +125,12 @@ def open_places(
     """
     if not places:
         raise SkysenseError(f"{folder}: the {part} part is empty")
-    sizes = tuple(_common_size(place) for place in places)
+    sized = readable(places, _common_size)
     return PicturesSplit(
         modalities=dict(modalities),
         legend=legend,
-        places=places,
-        sizes=sizes,
+        places=tuple(place for place, _ in sized),
+        sizes=tuple(size for _, size in sized),
         values=values,
         read=read or {},
         notes=notes,

@@ -1,5 +1,6 @@
 """What a training set looks like: mean and deviation of every band, pixels of every class. One pass, bounded, exact."""
 
+import logging
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,6 +11,8 @@ from skysense_core.data import labels
 from skysense_core.errors import SkysenseError
 from skysense_core.progress import Bar
 from skysense_core.types import Raster, Split
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,6 +80,18 @@ def count_classes(split: Split, *, most: int = 4096) -> Int[np.ndarray, "k"]:
     for index in Bar(spread(len(split), most), desc="labels", unit="sample"):
         found += labels.counts(split.label(index), len(found))
     return found
+
+
+def refuse_one_class(classes: tuple[str, ...], counts: Int[np.ndarray, "k"]) -> None:
+    """Raises SkysenseError where the labels of a training part are of one class; warns of classes that have none."""
+    present = [name for name, count in zip(classes, counts.tolist(), strict=True) if count]
+    if len(present) == 1:
+        raise SkysenseError(
+            f"all labels of the training part are {present[0]}: nothing to tell apart",
+            fix=f"Add samples of {', '.join(name for name in classes if name not in present)}, or split otherwise.",
+        )
+    if absent := [name for name in classes if name not in present]:
+        log.warning("classes without a training label, which cannot be learnt: %s", ", ".join(absent))
 
 
 def says_anything(split: Split) -> bool:

@@ -47,7 +47,13 @@ _REMOTE = {
     "GDAL_HTTP_LOW_SPEED_TIME": "60",
 }
 _HANDLES = 128
-_JPEG2000 = re.compile(r"\.(jp2|j2k|jpx|jpf)(?!\w)", re.IGNORECASE)
+_STRICT = (
+    # From GDAL's own threads no error of a damaged block comes back, and zeros would be read for it.
+    (re.compile(r"\.(jp2|j2k|jpx|jpf)(?!\w)", re.IGNORECASE), {"GDAL_NUM_THREADS": "1"}),
+    # GDAL's short cut for whole pictures takes what lies in memory for the pixels that a cut file lacks.
+    (re.compile(r"\.png(?!\w)", re.IGNORECASE), {"GDAL_PNG_WHOLE_IMAGE_OPTIM": "NO"}),
+)
+"""By the end of a name: settings without which a damaged file of that format can be read as if it were sound."""
 _local = threading.local()
 _shared = SimpleNamespace()
 _turns: defaultdict[str, threading.RLock] = defaultdict(threading.RLock)
@@ -96,17 +102,17 @@ def access(path: str, read: Callable[[], T], where: str = "") -> T:
     naming the file and `where` in it.
     """
     try:
-        with _in_this_thread(path):
+        with _strictly(path):
             return _remotely(path, read) if is_remote(path) else read()
     except (RasterioError, CPLE_BaseError) as error:
         _forget_error()
         raise _explained(path, where, error) from None
 
 
-def _in_this_thread(path: str) -> AbstractContextManager[object]:
-    """Within, GDAL decodes JPEG 2000 in the thread that asks: from its own threads no error of a damaged block comes
-    back, and zeros would be read for it."""
-    return rasterio.Env(GDAL_NUM_THREADS="1") if _JPEG2000.search(path) else nullcontext()
+def _strictly(path: str) -> AbstractContextManager[object]:
+    """Within, GDAL says where a file is damaged."""
+    settings = next((settings for names, settings in _STRICT if names.search(path)), None)
+    return nullcontext() if settings is None else rasterio.Env(**settings)
 
 
 def _forget_error() -> None:

@@ -13,9 +13,10 @@ from typing import Annotated, Any, ClassVar, TypeAlias, get_args
 from pydantic import Field
 
 from skysense_core import config
+from skysense_core.data.annotated import size_of
 from skysense_core.data.parts import shuffled
+from skysense_core.data.sound import readable
 from skysense_core.errors import SkysenseError, UsageError
-from skysense_core.geo.files import open_file
 from skysense_core.geo.options import ReadOptions
 from skysense_core.geo.paths import RASTERS, natural
 from skysense_core.geo.raster import read_picture
@@ -82,17 +83,14 @@ class ClassFolders:
         if not parts[split]:
             raise SkysenseError(f"{self.path}: the {split} part is empty")
         classes = self.classes or tuple(sorted({one for _, one in sum(parts.values(), ())}, key=natural))
-        sizes = []
-        for path, _ in parts[split]:
-            height, width = open_file(str(path), options, colours=False, georeferenced=False).geobox.shape
-            sizes.append((height, width))
+        sized = readable(parts[split], lambda picture: size_of(picture[0]))
         return ClassFoldersSplit(
             root=self.path,
             modality=modalities[self.modality],
             options=options,
             classes=classes,
-            pictures=parts[split],
-            sizes=tuple(sizes),
+            pictures=tuple(picture for picture, _ in sized),
+            sizes=tuple(size for _, size in sized),
             notes=notes,
         )
 

@@ -16,6 +16,7 @@ from pydantic import Field
 from skysense_core import config
 from skysense_core.data.parts import shuffled
 from skysense_core.data.scene import FACTOR
+from skysense_core.data.sound import readable
 from skysense_core.errors import SkysenseError, UsageError
 from skysense_core.geo.files import open_file
 from skysense_core.geo.grid import ground_gsd
@@ -89,13 +90,13 @@ class Folder:
         pairs, notes = self._parts(split)
         if not pairs:
             raise SkysenseError(f"{self.path}: the {split} part is empty")
-        sizes = tuple(_common_size(pair) for pair in pairs)
+        sized = readable(pairs, _common_size)
         opened = FolderSplit(
             modality=modalities[self.modality],
             options=options,
             legend=legend,
-            pairs=pairs,
-            sizes=sizes,
+            pairs=tuple(pair for pair, _ in sized),
+            sizes=tuple(size for _, size in sized),
             notes=notes,
         )
         opened.check()
@@ -197,8 +198,8 @@ class FolderSplit:
         Raises UsageError for pixels of another size than the modality's, SkysenseError for masks of 0 and 255 only
         whose 255 would mean unknown.
         """
-        first = read_picture(self.pairs[0].image, bands=None)
-        gsd = None if first.geobox is None else ground_gsd(first.geobox)
+        grid = open_file(str(self.pairs[0].image), ReadOptions(), colours=False, georeferenced=False).geobox
+        gsd = None if grid.crs is None else ground_gsd(grid)
         if gsd is not None and not 1 / FACTOR <= gsd / self.modality.gsd <= FACTOR:
             raise UsageError(
                 f"{self.pairs[0].image}: its pixels are {gsd:.3g} m, the model's {self.modality.gsd:.3g} m",
@@ -206,7 +207,8 @@ class FolderSplit:
             )
         if str(IGNORE) not in self.legend.codes or self.legend.codes[str(IGNORE)] != IGNORE or len(self.classes) != 2:
             return
-        values = {value for pair in self.pairs[:LOOKED_AT] for value in np.unique(read_mask(pair.mask).pixels).tolist()}
+        looked = readable(self.pairs[:LOOKED_AT], lambda pair: np.unique(read_mask(pair.mask).pixels).tolist())
+        values = {value for _, found in looked for value in found}
         if values == {0, IGNORE}:
             zero, other = self.classes
             raise SkysenseError(

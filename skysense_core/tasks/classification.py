@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from skysense_core import runtime
 from skysense_core.data.batch import Batch
 from skysense_core.data.labels import class_map
-from skysense_core.data.statistics import count_classes
+from skysense_core.data.statistics import count_classes, refuse_one_class
 from skysense_core.errors import SkysenseError, UsageError
 from skysense_core.geo.windows import Lattice, Window
 from skysense_core.losses import collectives
@@ -68,6 +68,7 @@ class Classification:
         counts = count_classes(train)
         if not counts.sum():
             raise SkysenseError("the training part has no labelled sample", fix="Check labels, classes and split.")
+        refuse_one_class(train.classes, counts)
         log.info("samples: %s", ", ".join(f"{n} {name}" for name, n in zip(train.classes, counts, strict=True)))
         return replace(self, classes=train.classes, colours=self.colours or train.colours or ())
 

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from skysense_core import runtime
 from skysense_core.data.batch import Batch, Series
 from skysense_core.data.labels import class_map
-from skysense_core.data.statistics import count_classes
+from skysense_core.data.statistics import count_classes, refuse_one_class
 from skysense_core.errors import SkysenseError, UsageError
 from skysense_core.geo.windows import Lattice, Window
 from skysense_core.losses import collectives
@@ -82,14 +82,12 @@ class Segmentation:
             )
         if not pixels.sum():
             raise SkysenseError("the training part has no labelled pixel", fix="Check labels, classes and split.")
+        refuse_one_class(classes, pixels)
         shares = pixels / pixels.sum()
         weights = self.class_weights or self.weights(shares)
         for name, share, weight in zip(classes, shares, weights, strict=True):
             if share:
                 log.info("class %s: %.2f %% of the labelled pixels, weight %.2f", name, 100 * share, weight)
-        absent = [name for name, share in zip(classes, shares, strict=True) if not share]
-        if absent:
-            log.warning("classes without a training pixel, which cannot be learnt: %s", ", ".join(absent))
         return replace(self, classes=classes, colours=self.colours or train.colours or (), class_weights=weights)
 
     def weights(self, shares: Float[np.ndarray, "k"]) -> tuple[float, ...]:
