@@ -22,7 +22,7 @@ from skysense_core.metrics import ClassMapMetrics, plot_confusion
 from skysense_core.progress import Bar
 from skysense_core.runs import CONFIG, METRICS, write_failures
 from skysense_core.sources import Source
-from skysense_core.tasks import measure
+from skysense_core.tasks import evaluation_chips, measure
 from skysense_core.types import PartName, Split
 
 log = logging.getLogger(__name__)
@@ -83,20 +83,19 @@ def evaluate(given: EvaluateConfig) -> EvaluateResult:
     source_name, source = sources.from_table(_data(given, loaded, run))
     log.info("%s on the %s part of %s", loaded.name, given.split, source_name)
 
-    def batches(split: Split, task: str) -> Iterator[Batch]:
-        chips = EvaluationChips(split, loaded.modalities, loaded.task.encode, whole=loaded.task.whole)
+    def batches(chips: EvaluationChips, task: str) -> Iterator[Batch]:
         loader = evaluation_loader(chips, batch_size=given.batch_size, workers=workers)
         yield from Bar(loader, task, math.ceil(len(chips) / given.batch_size), unit="batch")
 
     with going_on(given.keep_going) as failures:
         split = _open(source, given.split, loaded, given.keep_going)
-    calibration = Calibration()
+    calibration, chips = Calibration(), evaluation_chips(loaded.task, split, loaded.modalities)
 
     def watch(batch: Batch, found: Any) -> None:
         assert batch.target is not None
         calibration.update(found, batch.target)
 
-    model = measure(loaded.task, loaded.model, batches(split, "model"), device, given.precision, watch)
+    model = measure(loaded.task, loaded.model, batches(chips, "model"), device, given.precision, watch, chips=chips)
     model |= calibration.compute(fit=False)
     scores, mapped = {"model": model}, isinstance(loaded.task.metrics(), ClassMapMetrics)
     if "confusion" in model:
@@ -112,7 +111,9 @@ def evaluate(given: EvaluateConfig) -> EvaluateResult:
         failures += of_train
         some = label_fraction(train, min(FOREST_SAMPLES / len(train), 1.0), seed=0)
         scores["random_forest"] = baselines.random_forest(
-            batches(some, "training pixels"), batches(split, "random forest"), loaded.classes
+            batches(evaluation_chips(loaded.task, some, loaded.modalities), "training pixels"),
+            batches(chips, "random forest"),
+            loaded.classes,
         )
     out.mkdir(parents=True, exist_ok=True)
     if "confusion" in model:

@@ -16,7 +16,7 @@ from skysense_core import config, parallel, registry, runtime, sources
 from skysense_core.calibration import Calibration
 from skysense_core.checkpoint import Description, load_description, load_encoder, save_model
 from skysense_core.data.batch import Batch
-from skysense_core.data.chips import Augment, EvaluationChips, TrainingChips, window_of
+from skysense_core.data.chips import Augment, TrainingChips, window_of
 from skysense_core.data.loader import Part, evaluation_loader, label_fraction, training_loader
 from skysense_core.data.sound import going_on, sound
 from skysense_core.data.statistics import measure_bands, says_anything
@@ -29,7 +29,7 @@ from skysense_core.model.skysense import SkySense
 from skysense_core.optim import OptimConfig
 from skysense_core.runreport import write_report
 from skysense_core.runs import METRICS, check_folder, write_failures
-from skysense_core.tasks import RasterOutput, Task, measure
+from skysense_core.tasks import RasterOutput, Task, evaluation_chips, measure
 from skysense_core.trainer import Objective, TrainConfig, Trainer
 from skysense_core.types import Split
 
@@ -242,7 +242,7 @@ class _Run:
             seed=settings.train.seed,
             whole=task.whole,
         )
-        self.val_chips = EvaluationChips(parts["val"], encoder.modalities, task.encode, whole=task.whole)
+        self.val_chips = evaluation_chips(task, parts["val"], encoder.modalities)
         self.scores: dict[str, Any] = {}
         self.gallery = Gallery(modality=encoder.modalities[encoder.reference])
 
@@ -256,13 +256,14 @@ class _Run:
         size = self.settings.train.own_part()
         loader = evaluation_loader(self.val_chips, batch_size=size, workers=self.workers)
         self.gallery, calibration = Gallery(modality=self.gallery.modality), Calibration()
+        precision, chips = self.settings.train.precision, self.val_chips
 
         def watch(batch: Batch, scores: Any) -> None:
             assert batch.target is not None
             self.gallery.see(batch, scores)
             calibration.update(scores, batch.target)
 
-        self.scores = measure(self.task, self.model, loader, self.device, self.settings.train.precision, watch)
+        self.scores = measure(self.task, self.model, loader, self.device, precision, watch, chips=chips)
         self.scores |= calibration.compute(fit=True)
         if not self.scores["support"]:
             raise SkysenseError("the validation part has no label where there is imagery")

@@ -21,7 +21,20 @@ from skysense_core.errors import SkysenseError, UsageError
 
 CONFIG, METRICS, LOG, LOOKS, REPORT = "config.toml", "metrics.json", "metrics.jsonl", "looks.json", "report.html"
 FAILURES = "failures.jsonl"
-WRITTEN = (CONFIG, METRICS, LOG, LOOKS, REPORT, FAILURES, "tensorboard", "state", "best", "last", "exports", "evaluation")
+WRITTEN = (
+    CONFIG,
+    METRICS,
+    LOG,
+    LOOKS,
+    REPORT,
+    FAILURES,
+    "tensorboard",
+    "state",
+    "best",
+    "last",
+    "exports",
+    "evaluation",
+)
 """What a run consists of, and all that `--overwrite` removes."""
 
 

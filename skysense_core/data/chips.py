@@ -5,7 +5,9 @@ from dataclasses import dataclass, replace
 from typing import Annotated, TypeAlias
 
 import numpy as np
+from affine import Affine
 from jaxtyping import Bool
+from odc.geo.geobox import GeoBox
 from pydantic import Field
 from torch.utils.data import Dataset
 
@@ -13,6 +15,7 @@ from skysense_core import runtime
 from skysense_core.data import labels, transforms
 from skysense_core.errors import SkysenseError, UsageError
 from skysense_core.geo.blocks import cover
+from skysense_core.geo.windows import lattice_for
 from skysense_core.modalities import Modality, align_of, finest
 from skysense_core.types import Label, Sample, Split
 
@@ -148,6 +151,28 @@ class EvaluationChips(Dataset[tuple[Sample, np.ndarray]]):
         unseen[:, :seen_rows] = unseen[:, :, :seen_cols] = True
         target = self.encode(labels.hidden(_label(sample), unseen), (self.window, self.window))
         return replace(sample, id=f"{sample.id}@{row},{col}"), target
+
+
+class OverlappingChips(EvaluationChips):
+    """Windows that overlap as those of a prediction do: an object that one window cuts is whole in the next.
+
+    What is found in them is joined before it is measured against the truth of the whole sample.
+    """
+
+    def __init__(
+        self, split: Split, modalities: Mapping[str, Modality], encode: Encode, *, whole: bool = False
+    ) -> None:
+        """Raises SkysenseError where there is no sample to measure on."""
+        super().__init__(split, modalities, encode, whole=whole)
+        self.reference = finest(modalities)
+        grids = [GeoBox(split.size(index), Affine.identity(), None) for index in range(len(split))]
+        lattices = [lattice_for(grid, self.window, align=align_of(modalities)) for grid in grids]
+        self.places = [(index, one, window) for index, one in enumerate(lattices) for window in one.windows()]
+        self._windows = [(index, (window.row, 0), (window.col, 0)) for index, _, window in self.places]
+
+    def truth(self, index: int) -> np.ndarray:
+        """The target of a whole sample."""
+        return self.encode(self.split.split.label(index), self.split.split.size(index))
 
 
 class Kept:

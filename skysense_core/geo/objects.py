@@ -56,8 +56,7 @@ def of_rows(
 
 
 def join_objects(parts: Sequence[Path], overlap: float) -> Float64[np.ndarray, "n 11"]:
-    """The objects of all shards, each once: of boxes of one class that different windows found and that overlap more
-    than `overlap`, the best one. Best first.
+    """The objects of all shards, each once: see `each_once`.
 
     Raises SkysenseError where a shard cannot be read.
     """
@@ -67,7 +66,11 @@ def join_objects(parts: Sequence[Path], overlap: float) -> Float64[np.ndarray, "
             tables.append(np.load(path, allow_pickle=False))
         except (OSError, ValueError) as error:
             raise SkysenseError(f"{path}: cannot be read: {error}", fix=f"Delete {path.parent} and repeat.") from None
-    rows = np.concatenate(tables)
+    return each_once(np.concatenate(tables), overlap)
+
+
+def each_once(rows: Float64[np.ndarray, "n 11"], overlap: float) -> Float64[np.ndarray, "m 11"]:
+    """Of boxes of one class that different windows found and that overlap more than `overlap`, the best; best first."""
     corners, codes, windows = rows[:, :8].reshape(-1, 4, 2), rows[:, 8].astype(np.int64), rows[:, 10].astype(np.int64)
     return rows[boxes.suppress(corners, rows[:, 9], codes, overlap, windows)]
 

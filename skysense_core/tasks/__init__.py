@@ -15,8 +15,10 @@ from torch import Tensor, nn
 
 from skysense_core import runtime
 from skysense_core.data.batch import Batch
+from skysense_core.data.chips import EvaluationChips, OverlappingChips
 from skysense_core.geo.windows import Lattice, Window
 from skysense_core.merge import Merger
+from skysense_core.merge.pictures import PictureMerger
 from skysense_core.metrics import Metrics
 from skysense_core.modalities import Modality
 from skysense_core.model.skysense import SkySense
@@ -150,6 +152,12 @@ class Task(Protocol):
         """Merged scores as the final prediction."""
 
 
+def evaluation_chips(task: Task, split: Split, modalities: Mapping[str, Modality]) -> EvaluationChips:
+    """The windows that a task is measured on: overlapping ones where their borders would cut objects."""
+    kind = OverlappingChips if isinstance(task.output, ObjectOutput) else EvaluationChips
+    return kind(split, modalities, task.encode, whole=task.whole)
+
+
 def measure(
     task: Task,
     model: nn.Module,
@@ -157,16 +165,29 @@ def measure(
     device: torch.device,
     precision: str,
     watch: Callable[[Batch, Any], None] | None = None,
+    *,
+    chips: EvaluationChips | None = None,
 ) -> dict[str, Any]:
-    """The task's metrics of a model over labelled batches; `watch` sees each batch with its scores."""
-    metrics = task.metrics()
+    """The task's metrics of a model over labelled batches; `watch` sees each batch with its scores.
+
+    `chips`, of which these are all, in order: what is found in windows that overlap is joined first.
+    """
+    metrics, output = task.metrics(), task.output
+    joined = None
+    if isinstance(chips, OverlappingChips) and isinstance(output, ObjectOutput):
+        joined = PictureMerger(chips.places, output.overlap)
     model.eval()
     for batch in batches:
         with torch.inference_mode(), runtime.autocast(device, precision):
             scores = task.scores(model, batch.to(device))
-        assert batch.target is not None
         scores = scores.cpu() if isinstance(scores, Tensor) else scores
-        metrics.update(scores, batch.target)
+        if joined is not None and isinstance(chips, OverlappingChips):
+            seen = batch.epochs[0][chips.reference].valid.any(dim=1).to(torch.uint8)
+            for index, found in joined.add(scores, seen):
+                metrics.update(found[None], torch.from_numpy(chips.truth(index))[None])
+        else:
+            assert batch.target is not None
+            metrics.update(scores, batch.target)
         if watch is not None:
             watch(batch, scores)
     return metrics.compute()
