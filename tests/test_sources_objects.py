@@ -214,7 +214,7 @@ def test_fair1m(tmp_path: Path, write_raster: Callable[..., Path]) -> None:
     for part, names in (("train/part1", "abc"), ("train/part2", "de"), ("validation", "f")):
         for name in names:
             picture(folder / part / "images" / f"{name}.tif", write_raster, "GTiff")
-            write(folder / part / "labelXml" / f"{name}.xml", text)
+            write(folder / part / ("labelXmls" if "part2" in part else "labelXml") / f"{name}.xml", text)
     assert sources.detect(folder) == "fair1m"
     parts = {part: Fair1m(path=folder).open(part, HR) for part in ("train", "val", "test")}
     assert [len(part) for part in parts.values()] == [4, 1, 1]
@@ -223,6 +223,9 @@ def test_fair1m(tmp_path: Path, write_raster: Callable[..., Path]) -> None:
     (folder / "validation" / "labelXml" / "f.xml").unlink()
     with pytest.raises(SkysenseError, match=r"f.xml: cannot be read"):
         Fair1m(path=folder).open("test", HR)
+    (folder / "train" / "part2" / "labelXmls").rename(folder / "elsewhere")
+    with pytest.raises(SkysenseError, match="part2: no labelXml/ beside images/"):
+        Fair1m(path=folder).open("train", HR)
 
 
 def test_polygons_over_a_raster_are_objects_each_once(tmp_path: Path, write_raster: Callable[..., Path]) -> None:

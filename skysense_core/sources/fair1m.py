@@ -1,7 +1,7 @@
 """FAIR1M: large pictures with boxes of any direction in 37 fine classes, an XML file each.
 
 train/part1/images/0.tif   train/part1/labelXml/0.xml   (part2 too; or without part folders)
-validation/images/...      validation/labelXml/...
+validation/images/...      validation/labelXml/...      (or labelXmls/, as some of its archives are called)
 """
 
 import xml.etree.ElementTree as ET
@@ -24,7 +24,7 @@ CLASSES = (
     "Van", "Trailer", "Tractor", "Excavator", "Truck Tractor", "other-vehicle", "Basketball Court", "Tennis Court",
     "Football Field", "Baseball Field", "Intersection", "Roundabout", "Bridge",
 )  # fmt: skip
-LABELS, SUFFIXES = "labelXml", (".tif", ".tiff", ".png", ".jpg")
+LABELS, SUFFIXES = ("labelXml", "labelXmls"), (".tif", ".tiff", ".png", ".jpg")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,7 +37,7 @@ class Fair1m:
         modalities=("hr",),
         classes="37",
         split="train and validation as published",
-        licence="see its page",
+        licence="CC BY-NC-SA 3.0, academic use only",
         where="gaofen-challenge.com",
     )
 
@@ -54,7 +54,7 @@ class Fair1m:
 
     @staticmethod
     def detect(path: Path) -> bool:
-        return bool(_parts(path / "train"))
+        return any(_labels(part) for part in _parts(path / "train"))
 
     def available(self) -> tuple[str, ...]:
         return (self.modality,)
@@ -65,7 +65,7 @@ class Fair1m:
         folder = self.path / ("validation" if split == "test" else "train")
         pictures = [picture for part in _parts(folder) for picture in _pictures(part)]
         if not pictures:
-            raise SkysenseError(f"{folder}: no images/ beside {LABELS}/", fix=f"Expected {self.looked_for}.")
+            raise SkysenseError(f"{folder}: no images/ beside {LABELS[0]}/", fix=f"Expected {self.looked_for}.")
         notes = ["the test labels of FAIR1M are not public: the validation part tests, a share of train validates"]
         if split != "test":
             parts = deal(
@@ -83,13 +83,20 @@ def _name(picture: Picture, root: Path) -> str:
 
 
 def _parts(folder: Path) -> list[Path]:
-    """The folders with pictures and annotations of a part."""
-    return [one for one in (folder, *sorted(folder.glob("part*"))) if (one / LABELS).is_dir()]
+    """The folders with pictures of a part."""
+    return [one for one in (folder, *sorted(folder.glob("part*"))) if _labels(one) or (one / "images").is_dir()]
+
+
+def _labels(folder: Path) -> Path | None:
+    return next((folder / name for name in LABELS if (folder / name).is_dir()), None)
 
 
 def _pictures(folder: Path) -> Iterator[Picture]:
+    labels = _labels(folder)
+    if labels is None:
+        raise SkysenseError(f"{folder}: no {LABELS[0]}/ beside images/", fix="Unpack its annotations too.")
     for name, image in pictures_of(folder / "images", SUFFIXES).items():
-        path = folder / LABELS / f"{name}.xml"
+        path = labels / f"{name}.xml"
         yield Picture(image=image, drawn=tuple(_drawn(path)), annotation=str(path))
 
 
