@@ -14,6 +14,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from skysense_core.data.batch import Batch
+from skysense_core.data.sound import going_on, readable
 from skysense_core.data.statistics import spread
 from skysense_core.modalities import Modality
 from skysense_core.preview import natural_colour, painted
@@ -117,8 +118,9 @@ def places(parts: Mapping[str, Split]) -> dict[str, dict[str, Any]]:
     """How many samples each part has, and the outlines of some of them in degrees."""
     found: dict[str, dict[str, Any]] = {}
     for name, split in parts.items():
-        samples = (split[index] for index in spread(len(split), OUTLINES))
-        rings = [list(one.footprint.exterior.coords) for one in samples if one.footprint is not None]
+        with going_on(True):  # a picture of the test part that cannot be read is no reason to lose a training
+            known = readable(spread(len(split), OUTLINES), lambda index, split=split: split[index].footprint)
+        rings = [list(one.exterior.coords) for _, one in known if one is not None]
         outlines = [[(round(x, 6), round(y, 6)) for x, y, *_ in ring] for ring in rings]
         found[name] = {"samples": len(split), "outlines": outlines}
     return found
