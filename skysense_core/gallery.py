@@ -1,6 +1,7 @@
 """What a training shows of itself: the validation chips that come out worst and best, and where the parts lie."""
 
 import base64
+import functools
 import io
 import json
 from collections.abc import Mapping
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Float, UInt8
+from shapely import Polygon
 from torch import Tensor
 
 from skysense_core.data.batch import Batch
@@ -114,12 +116,16 @@ def _png(pixels: UInt8[np.ndarray, "h w 3"]) -> str:
     return f"data:image/png;base64,{base64.b64encode(held.getvalue()).decode()}"
 
 
+def _outline(split: Split, index: int) -> Polygon | None:
+    return split[index].footprint
+
+
 def places(parts: Mapping[str, Split]) -> dict[str, dict[str, Any]]:
     """How many samples each part has, and the outlines of some of them in degrees."""
     found: dict[str, dict[str, Any]] = {}
     for name, split in parts.items():
         with going_on(True):  # a picture of the test part that cannot be read is no reason to lose a training
-            known = readable(spread(len(split), OUTLINES), lambda index, split=split: split[index].footprint)
+            known = readable(spread(len(split), OUTLINES), functools.partial(_outline, split))
         rings = [list(one.exterior.coords) for _, one in known if one is not None]
         outlines = [[(round(x, 6), round(y, 6)) for x, y, *_ in ring] for ring in rings]
         found[name] = {"samples": len(split), "outlines": outlines}
