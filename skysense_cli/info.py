@@ -9,7 +9,8 @@ import typer
 from skysense_cli import console, options
 
 if TYPE_CHECKING:
-    from skysense_core.info import Content, Info, ModelInfo, RasterInfo, RunInfo, SourcesInfo, StoreInfo
+    from skysense_core.info import Content, Info, MachineInfo, ModelInfo, RasterInfo, RunInfo, SourcesInfo, StoreInfo
+    from skysense_core.info.scene import Fit
     from skysense_core.modalities import Modality
 
 BAR = 40
@@ -20,12 +21,21 @@ MONTHS = 36
 
 def info(
     path: Annotated[
-        str,
+        str | None,
         typer.Argument(
             metavar="PATH",
             help="A store, a model or run folder, a raster, a product or a cube; sources for a table of data sets.",
         ),
-    ],
+    ] = None,
+    model: options.Model = None,
+    machine: Annotated[
+        bool,
+        typer.Option(
+            "--machine",
+            help="Of this machine instead: devices, memory, bf16, GDAL, extras.",
+            rich_help_panel=options.MACHINE,
+        ),
+    ] = False,
     map_to: Annotated[
         Path | None,
         typer.Option(
@@ -43,36 +53,47 @@ def info(
     """Print what lies at a path.
 
     Of a store: samples, area, dates, validity, labels, parts and disk. Of a model: task, classes, inputs, scores and
-    licence. Of a run: how far it is. Of a raster: grid, bands, dates, level and unit. The word sources prints every
-    data set that finetune, evaluate and pretrain read: tasks, classes, split, licence, where to get it.
+    licence. Of a run: how far it is. Of a raster: grid, bands, dates, level, how it is stored, its values, a guess of
+    sensor and unit with the evidence, and which packaged models (and --model) read it, with how far its values lie
+    from theirs; a sample of the pixels is looked at. The word sources prints every data set that finetune, evaluate
+    and pretrain read: tasks, classes, split, licence, where to get it. The last line is what to run next.
 
     \b
     Examples:
       skysense info store/ --map store.html
       skysense info runs/mine
       skysense info S2A_MSIL2A_20240601.SAFE
+      skysense info scene.tif --model runs/mine
       skysense info sources
+      skysense info --machine
     """
     console.start_logging(quiet=quiet, verbose=verbose)
     from skysense_core.errors import UsageError
-    from skysense_core.info import as_table
+    from skysense_core.info import as_table, next_command
     from skysense_core.info import info as look
+    from skysense_core.info.machine import look_around
 
     if map_to is not None and map_to.exists() and not overwrite:
         raise UsageError(f"{map_to} exists", fix="Use --overwrite, or another --map.")
-    found = look(path, map_to)
+    if machine == (path is not None):
+        raise UsageError("give a PATH or --machine", fix="skysense info PATH, or skysense info --machine")
+    found = look_around() if path is None else look(path, map_to, model)
     if json:
         console.print_json(as_table(found))
     elif not quiet:
         _print(found)
         if map_to is not None:
             console.print_facts({"map": str(map_to)})
+        if following := next_command(found):
+            console.print_facts({"next": following})
 
 
 def _print(found: "Info") -> None:
-    from skysense_core.info import ModelInfo, RasterInfo, RunInfo, SourcesInfo
+    from skysense_core.info import MachineInfo, ModelInfo, RasterInfo, RunInfo, SourcesInfo
 
-    if isinstance(found, SourcesInfo):
+    if isinstance(found, MachineInfo):
+        _print_machine(found)
+    elif isinstance(found, SourcesInfo):
         _print_sources(found)
     elif isinstance(found, RasterInfo):
         _print_raster(found)
@@ -181,9 +202,56 @@ def _print_raster(found: "RasterInfo") -> None:
         "level": found.level or "not stated",
         "unit": found.unit or "not stated",
         "type": found.dtype,
+        "stored": _stored(found),
+        "valid": f"{console.percent(found.valid)} of the sampled pixels",
+        "sensor": f"guessed: {found.sensor}",
+        "values": f"guessed: {found.scale}",
     }
     console.print_facts(facts)
+    rows = [(name, *(f"{edge:.4g}" for edge in (one.low, one.middle, one.high))) for name, one in found.values.items()]
+    console.print_table("Values as stored", ("band", "2 %", "50 %", "98 %"), rows)
+    console.print_table(
+        "Who reads it", ("modality", "model", "reads it", "median off"), [_fit(one) for one in found.fits]
+    )
     console.print_facts({f"note {number}": note for number, note in enumerate(found.notes, start=1)})
+
+
+def _fit(one: "Fit") -> Sequence[str]:
+    """Whether it can be read, and how far each band's median lies from the known mean, in standard deviations."""
+    off = ", ".join(f"{name} {band.off:+.1f}" for name, band in one.bands.items() if band.off is not None)
+    said = f"yes, but far off: {', '.join(one.far)}" if one.far else "yes"
+    return one.modality, one.model or "-", one.refused or said, off or "-"
+
+
+def _stored(found: "RasterInfo") -> str:
+    one = found.storage
+    if one is None:
+        return "as a product, a cube or an item"
+    how = "COG" if one.cog else f"{one.driver}, not a COG"
+    overviews = f"overviews {', '.join(map(str, one.overviews))}" if one.overviews else "no overviews"
+    nodata = "no nodata" if one.nodata is None else f"nodata {one.nodata:g}"
+    blocks = "in tiles" if one.tiled else "not in tiles"
+    return ", ".join((how, one.compression or "not compressed", blocks, overviews, nodata))
+
+
+def _print_machine(found: "MachineInfo") -> None:
+    console.print_facts(
+        {
+            "skysense": found.skysense,
+            "Python": found.python,
+            "torch": found.torch,
+            "GDAL": found.gdal,
+            "system": found.system,
+            "cores": f"{found.cores}, {found.threads} threads compute",
+        }
+    )
+    rows = [
+        (key, one.name, _size(one.memory), _size(one.free), "yes" if one.bf16 else "no")
+        for key, one in found.devices.items()
+    ]
+    console.print_table("Devices", ("--device", "name", "memory", "free", "bf16"), rows)
+    states = {name: f"lacks {', '.join(lacking)}" if lacking else "installed" for name, lacking in found.extras.items()}
+    console.print_table("Extras", ("extra", "state"), states.items())
 
 
 def _dates(days: Sequence[str], undated: int) -> str:

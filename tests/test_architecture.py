@@ -40,7 +40,7 @@ BASES = {
 }
 """Modules that the specialisations beside them may import."""
 
-PACKAGES = {"predict", "embed", "ingest", "model", "data", "geo", "merge", "losses", "modalities"}
+PACKAGES = {"info", "predict", "embed", "ingest", "model", "data", "geo", "merge", "losses", "modalities"}
 """Packages whose modules may import each other."""
 
 FENCES = {

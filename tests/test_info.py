@@ -122,6 +122,7 @@ def test_json_is_one_object_with_everything(written: Path, run: Callable[..., tu
     table = json.loads(out)
     assert table == json.loads(json.dumps(as_table(info(str(written))), default=str))
     assert table["kind"] == "store"
+    assert table["next"].startswith("skysense finetune")
     assert table["modalities"]["s2"]["months"]["2018-06"] == 0
 
 
@@ -228,6 +229,85 @@ def test_a_raster_is_what_the_reader_finds(
     assert json.loads(out)["kind"] == "raster"
     code, out, _ = run(tmp_path)
     assert "2021-05-03, 2021-06-13" in out
+
+
+@pytest.fixture
+def sentinel(tmp_path: Path, write_raster: Callable[..., Path]) -> Path:
+    """Ten bands as Sentinel-2 has them, each at its mean but B12, ten standard deviations higher; a quarter no data."""
+    grid = GeoBox.from_bbox((300000, 5800000, 300640, 5800640), "EPSG:32633", resolution=10)
+    s2 = modalities.load("s2")
+    means = s2.mean + np.where(np.array(s2.band_names) == "B12", 10 * s2.std, 0)
+    pixels = np.broadcast_to(means[:, None, None], (10, 64, 64)).round().astype("uint16")
+    pixels[:, :32, :32] = 0
+    return write_raster(tmp_path / "S2A_L2A_20240601.tif", pixels, grid, names=s2.band_names, nodata=0)
+
+
+def test_a_raster_is_held_against_what_models_know(sentinel: Path, run: Callable[..., tuple[int, str, str]]) -> None:
+    found = info(str(sentinel))
+    assert isinstance(found, RasterInfo)
+    assert found.valid == pytest.approx(0.75)
+    assert found.values["B02"].low == found.values["B02"].high == 884
+    assert found.sensor.startswith("Sentinel-2: bands b05")
+    assert found.scale.startswith("reflectance x 10000: uint16")
+    assert found.storage is not None
+    assert (found.storage.cog, found.storage.overviews, found.storage.nodata) == (False, (), 0)
+    fits = {(fit.modality, fit.model): fit for fit in found.fits}
+    assert fits["s2", None].refused is None
+    assert fits["s2", None].far == ("B12",)
+    assert fits["s2", None].bands["B12"].off == pytest.approx(10, abs=0.01)
+    assert fits["s2", None].bands["B02"].off == pytest.approx(0, abs=0.01)
+    assert "no band is called red, green, blue" in str(fits["hr", "buildings-hr"].refused)
+    code, out, _ = run(sentinel)
+    assert code == 0
+    for text in ("yes, but far off: B12", "75.0 % of the sampled pixels", "GTiff, not a COG"):
+        assert text in out
+    assert out.splitlines()[-1].endswith(f"--data s2={sentinel} --labels LABELS --out RUN")
+
+
+def test_a_raster_that_a_packaged_model_reads_is_to_be_predicted(
+    tmp_path: Path, write_raster: Callable[..., Path], run: Callable[..., tuple[int, str, str]]
+) -> None:
+    grid = GeoBox.from_bbox((300000, 5800000, 300012.8, 5800012.8), "EPSG:32633", resolution=0.2)
+    path = write_raster(
+        tmp_path / "ortho.tif", np.full((3, 64, 64), 120, "uint8"), grid, names=("red", "green", "blue")
+    )
+    code, out, _ = run(path, "--json")
+    assert code == 0
+    assert json.loads(out)["next"] == f"skysense predict {path} --model buildings-hr --out map.tif"
+    code, _, err = run("buildings-hr", "--model", "buildings-hr")
+    assert code == 2
+    assert "is no raster" in err
+
+
+def test_a_large_cog_is_looked_at_by_its_overviews(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its pixels without overviews would be read block by block; those at full size are damaged here and never read."""
+    import rasterio
+    from rasterio.shutil import copy
+
+    plain, path = tmp_path / "plain.tif", tmp_path / "scene.tif"
+    profile = {"driver": "GTiff", "height": 4096, "width": 4096, "count": 1, "dtype": "uint16", "tiled": True}
+    with rasterio.open(plain, "w", crs="EPSG:32633", transform=(10, 0, 3e5, 0, -10, 58e5), nodata=0, **profile) as file:
+        file.write(np.full((1, 4096, 4096), 700, "uint16"))
+    copy(plain, path, driver="COG", compress="deflate")
+    content = bytearray(path.read_bytes())
+    content[-4096:] = bytes(4096)  # a COG holds its full size last
+    path.write_bytes(content)
+    found = info(str(path))
+    assert found.storage is not None
+    assert found.storage.cog
+    assert (found.valid, found.values["band_1"].middle) == (1, 700)
+
+
+def test_the_machine_says_what_computes(run: Callable[..., tuple[int, str, str]]) -> None:
+    code, out, _ = run("--machine", "--json")
+    assert code == 0
+    found = json.loads(out)
+    assert found["kind"] == "machine"
+    assert 0 < found["devices"]["cpu"]["free"] <= found["devices"]["cpu"]["memory"]
+    assert found["extras"]["dev"] == []  # these tests need them all
+    code, out, _ = run("--machine")
+    assert "GDAL" in out
+    assert run()[0] == run("here", "--machine")[0] == 2
 
 
 def test_a_picture_without_a_place(tmp_path: Path, write_raster: Callable[..., Path]) -> None:

@@ -7,7 +7,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,22 +17,17 @@ import pandas as pd
 from safetensors import SafetensorError, safe_open
 
 from skysense_core import config, sources
-from skysense_core.checkpoint import TOML, WEIGHTS, find_model, load_description, packaged_models
+from skysense_core.checkpoint import TOML, WEIGHTS, Description, find_model, load_description, packaged_models
 from skysense_core.data import store
 from skysense_core.errors import SkysenseError, UsageError
-from skysense_core.geo import dates
 from skysense_core.geo.footprints import check_map, write_map
-from skysense_core.geo.grid import ground_gsd
-from skysense_core.geo.options import ReadOptions
-from skysense_core.geo.paths import expand, is_plain
-from skysense_core.geo.raster import assemble, open_product
-from skysense_core.geo.vector import footprint_lonlat
+from skysense_core.info.machine import MachineInfo
+from skysense_core.info.scene import RasterInfo, look_at
 from skysense_core.modalities import Modality
 from skysense_core.model.exported import SUFFIXES
 from skysense_core.runs import CONFIG, LOG
 
 EQUAL_AREA = "EPSG:6933"
-CANNOT = "info shows stores, models (folders, .pt2, .onnx), runs, and what predict reads: rasters, products, cubes."
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,31 +106,6 @@ class RunInfo:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RasterInfo:
-    """What the reader finds in a raster, a product, a cube or a folder of them."""
-
-    path: str
-    files: int
-    height: int
-    width: int
-    crs: str | None
-    bounds: tuple[float, float, float, float]
-    """xmin, ymin, xmax, ymax in the CRS."""
-    gsd: float | None
-    """Metres on the ground per pixel of the finest band."""
-    lonlat: tuple[float, float] | None
-    """Of the centre."""
-    bands: tuple[str, ...]
-    dates: tuple[str, ...]
-    undated: int
-    level: str | None
-    unit: str | None
-    """linear, dB or amplitude, where the files state it of radar backscatter."""
-    dtype: str
-    notes: tuple[str, ...] = field(default=())
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class SourcesInfo:
     """The data sets that can be read."""
 
@@ -143,17 +113,26 @@ class SourcesInfo:
     """By the name of `--source`."""
 
 
-Info = StoreInfo | ModelInfo | RunInfo | RasterInfo | SourcesInfo
+Info = StoreInfo | ModelInfo | RunInfo | RasterInfo | SourcesInfo | MachineInfo
 SOURCES = "sources"
 """Stands for the data sets that can be read."""
 
 
-def info(path: str, map_to: Path | None = None) -> Info:
+def info(path: str, map_to: Path | None = None, model: Path | None = None) -> Info:
     """What lies at a path, URL or glob, or the packaged model of that name; `map_to` takes a map of a store's samples.
+
+    A raster is held against the packaged modalities and models, and against `model`.
 
     `sources` is the table of data sets. Raises SkysenseError where nothing lies there or it cannot be read, and
     UsageError for what is none of these.
     """
+    found = _look(path, map_to, model)
+    if model is not None and not isinstance(found, RasterInfo):
+        raise UsageError(f"--model: {path} is no raster", fix="Only a raster is held against a model.")
+    return found
+
+
+def _look(path: str, map_to: Path | None, model: Path | None) -> Info:
     folder = Path(path)
     if map_to is not None:
         check_map(map_to)
@@ -168,7 +147,13 @@ def info(path: str, map_to: Path | None = None) -> Info:
         return _model(find_model(folder))
     if path == SOURCES and not folder.exists():
         return SourcesInfo(table=sources.abouts())
-    return _raster(path)
+    folders = [*packaged_models().values(), *([find_model(model)] if model is not None else [])]
+    return look_at(path, {_called(one): one.modalities for one in map(load_description, folders)})
+
+
+def _called(model: Description) -> str:
+    """What to give as `--model`: the name of a packaged one, the place of another."""
+    return model.name if packaged_models().get(model.name) == model.folder else str(model.folder)
 
 
 def _store(folder: Path, map_to: Path | None) -> StoreInfo:
@@ -273,55 +258,43 @@ def _run(folder: Path) -> RunInfo:
     )
 
 
-def _raster(path: str) -> RasterInfo:
-    folder = Path(path)
-    layout = _layout(folder) if is_plain(path) and folder.is_dir() else None
-    if layout is not None:
-        raise UsageError(
-            f"{path} is a data set of the layout {layout}. {CANNOT}",
-            fix=f"A store of it: skysense ingest {path} --out STORE",
+def next_command(found: Info) -> str | None:
+    """What one would run next, with what is found; capitals stand for what only the user knows."""
+    match found:
+        case StoreInfo() if found.labels:
+            return f"skysense finetune --task segmentation --data {found.path} --out RUN"
+        case StoreInfo():
+            return f"skysense pretrain --data {found.path} --out RUN"
+        case ModelInfo(task=None):
+            return f"skysense finetune --task TASK --data DATA --init {found.path} --out RUN"
+        case ModelInfo():
+            return f"skysense predict SCENE --model {found.path} --out map.tif"
+        case RunInfo() if found.step < found.steps:
+            return f"skysense {found.verb} --config {found.path / CONFIG} --out {found.path} --resume"
+        case RunInfo(verb="finetune"):
+            return f"skysense predict SCENE --model {found.path} --out map.tif"
+        case RunInfo():
+            return f"skysense finetune --task TASK --data DATA --init {found.path} --out RUN"
+        case RasterInfo():
+            return _use(found)
+        case _:
+            return None
+
+
+def _use(scene: RasterInfo) -> str:
+    """With a model that reads it, else as training data, else with its bands named."""
+    reading = [fit for fit in scene.fits if fit.refused is None]
+    model = next((fit.model for fit in reading if fit.model is not None), None)
+    if model is not None:
+        return f"skysense predict {scene.path} --model {model} --out map.tif"
+    if reading:
+        return (
+            f"skysense finetune --task segmentation --data {reading[0].modality}={scene.path} --labels LABELS --out RUN"
         )
-    try:
-        paths = expand(path)
-        options = ReadOptions()
-        products = [open_product(one, options, None, None, georeferenced=False) for one in paths]
-        stack = assemble(products, None, None, options)
-    except SkysenseError as error:
-        if not is_plain(path) or not folder.exists():
-            raise
-        raise UsageError(
-            f"{path}: neither a store, a model nor a run, and no raster: {error.message}", fix=CANNOT
-        ) from None
-    georeferenced = stack.geobox.crs is not None
-    box = stack.geobox.boundingbox
-    return RasterInfo(
-        path=path,
-        files=len(paths),
-        height=stack.geobox.shape.y,
-        width=stack.geobox.shape.x,
-        crs=str(stack.geobox.crs) if georeferenced else None,
-        bounds=(float(box.left), float(box.bottom), float(box.right), float(box.top)),
-        gsd=ground_gsd(stack.geobox) if georeferenced else None,
-        lonlat=footprint_lonlat(stack.geobox)[1] if georeferenced else None,
-        bands=stack.band_names,
-        dates=tuple(str(dates.EPOCH + pd.Timedelta(days=int(day))) for day in stack.days[stack.dated]),
-        undated=int((~stack.dated).sum()),
-        level=stack.level,
-        unit=next((product.unit for product in products if product.unit is not None), None),
-        dtype=str(stack.dtype),
-        notes=stack.notes,
-    )
-
-
-def _layout(folder: Path) -> str | None:
-    """The data set whose layout a folder has; images by themselves are none, the reader reads them."""
-    try:
-        name = sources.detect(folder)
-    except UsageError:
-        return None
-    return None if name == "images" else name
+    return f"skysense predict {scene.path} --bands NAMES --model MODEL --out map.tif"
 
 
 def as_table(found: Info) -> dict[str, Any]:
-    """Everything, for JSON; `kind` says what it is."""
-    return {"kind": type(found).__name__.removesuffix("Info").lower(), **config.to_table(found)}
+    """Everything, for JSON; `kind` says what it is, `next` what to run."""
+    kind = type(found).__name__.removesuffix("Info").lower()
+    return {"kind": kind, **config.to_table(found), "next": next_command(found)}
