@@ -70,6 +70,23 @@ def test_the_published_example_comes_out() -> None:
     np.testing.assert_allclose(found.share.sum(), 1)
 
 
+def test_producers_errors_are_equation_7_in_pixels() -> None:
+    """Written out term by term with pixel totals, where the code works with shares of the area."""
+    n = MATRIX.sum(axis=1)
+    expected = []
+    for j in range(4):
+        total = sum(PIXELS[i] * MATRIX[i, j] / n[i] for i in range(4))
+        user, producer = MATRIX[j, j] / n[j], PIXELS[j] * MATRIX[j, j] / n[j] / total
+        own = PIXELS[j] ** 2 * (1 - producer) ** 2 * user * (1 - user) / (n[j] - 1)
+        other = [
+            PIXELS[i] ** 2 * MATRIX[i, j] / n[i] * (1 - MATRIX[i, j] / n[i]) / (n[i] - 1) for i in range(4) if i != j
+        ]
+        expected.append(((own + producer**2 * sum(other)) / total**2) ** 0.5)
+    found = estimate(MATRIX, PIXELS).producer_error
+    np.testing.assert_allclose(found, expected, rtol=1e-12)
+    np.testing.assert_allclose(Z95 * found, [0.213, 0.254, 0.034, 0.018], atol=0.0006)
+
+
 def test_standard_errors_are_the_scatter_of_many_samples() -> None:
     """The published matrix as the truth, sampled 2,000 times with five times as many points."""
     rng = np.random.default_rng(0)
