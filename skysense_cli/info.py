@@ -152,7 +152,7 @@ def _print_model(found: "ModelInfo") -> None:
         {
             "task": found.task or "none yet: an encoder to start from",
             "classes": ", ".join(found.classes) or "-",
-            "preset": str(found.spec.get("preset", "-")),
+            "preset": "custom" if found.spec.get("custom") else str(found.spec.get("preset", "-")),
             "parameters": f"{_millions(found)}, {_size(found.bytes)}",
             "written by": f"skysense {found.skysense}",
             "digest": found.digest,

@@ -27,7 +27,7 @@ from skysense_core.cards import card, check_item, stac_item
 from skysense_core.errors import SkysenseError, did_you_mean
 from skysense_core.modalities import Modality
 from skysense_core.model.exported import SUFFIXES, load_exported, read_description
-from skysense_core.model.files import digest_of, save_file
+from skysense_core.model.files import digest_of, fill, refuse_clash, save_file
 from skysense_core.model.skysense import ModelSpec, SkySense
 from skysense_core.tasks import Task
 
@@ -251,10 +251,8 @@ def load_model(path: Path, device: torch.device) -> LoadedModel:
         return LoadedModel(model=graph, task=task, **said)
     tensors = _load_weights(description)
     check_item(description.folder / ITEM, description.digest)
-    encoder = SkySense(config.build(ModelSpec, description.spec, "model"), description.modalities)
-    model = task.build_model(encoder)
-    refuse_clash(description.folder, tensors, model.state_dict())
-    model.load_state_dict(tensors)
+    model = task.build_model(_empty_encoder(description))
+    fill(model, description.folder / WEIGHTS, tensors)
     return LoadedModel(model=model.to(device).eval(), task=task, **said)
 
 
@@ -276,28 +274,6 @@ def _load_weights(description: Description) -> dict[str, torch.Tensor]:
         raise SkysenseError(f"{weights}: not safetensors: {error}", fix=fix) from error
 
 
-def refuse_clash(
-    folder: Path, found: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor], *, most: int = 5
-) -> None:
-    """Raise SkysenseError unless both have the same names and shapes; names the first differences."""
-    faults = [
-        *(f"{key} is missing" for key in expected if key not in found),
-        *(f"{key} is not part of the model" for key in found if key not in expected),
-        *(
-            f"{key} has shape {tuple(found[key].shape)}, not {tuple(tensor.shape)}"
-            for key, tensor in expected.items()
-            if key in found and found[key].shape != tensor.shape
-        ),
-    ]
-    if faults:
-        shown = "\n".join(f"  {fault}" for fault in faults[:most])
-        rest = f"\n  and {len(faults) - most} more" if len(faults) > most else ""
-        raise SkysenseError(
-            f"{folder / WEIGHTS} does not fit the model:\n{shown}{rest}",
-            fix="The preset, the bands and the other settings must be those that the weights were trained with.",
-        )
-
-
 def load_bare(path: Path, device: torch.device) -> tuple[Description, SkySense]:
     """The encoder of a model folder, run folder or packaged name, ready to run; a task that it has is left out.
 
@@ -305,10 +281,16 @@ def load_bare(path: Path, device: torch.device) -> tuple[Description, SkySense]:
     """
     description = load_description(path)
     tensors = _encoder_tensors(description)
-    encoder = SkySense(config.build(ModelSpec, description.spec, "model"), description.modalities)
-    refuse_clash(description.folder, tensors, encoder.state_dict())
-    encoder.load_state_dict(tensors)
+    encoder = _empty_encoder(description)
+    fill(encoder, description.folder / WEIGHTS, tensors)
     return description, encoder.to(device).eval()
+
+
+def _empty_encoder(description: Description) -> SkySense:
+    """Without numbers: drawing them takes longer than reading the file, and as much memory again."""
+    spec = config.build(ModelSpec, description.spec, "model")
+    with torch.device("meta"):
+        return SkySense(spec, description.modalities)
 
 
 def _encoder_tensors(start: Description) -> dict[str, torch.Tensor]:
@@ -332,7 +314,9 @@ def load_encoder(encoder: SkySense, path: Path) -> str:
             fix="Start from another model, or from scratch.",
         )
     taken = {key: tensor for key, tensor in found.items() if _part(key) in shared}
-    refuse_clash(start.folder, taken, {key: tensor for key, tensor in expected.items() if _part(key) in shared})
+    refuse_clash(
+        start.folder / WEIGHTS, taken, {key: tensor for key, tensor in expected.items() if _part(key) in shared}
+    )
     encoder.load_state_dict(taken, strict=False)
     report = [f"{len(taken)} tensors of the encoder taken from {start.name}"]
     for what, keys in (("new", expected.keys() - taken.keys()), ("not needed", found.keys() - taken.keys())):

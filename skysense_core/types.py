@@ -15,6 +15,8 @@ from jaxtyping import Bool, Float, Int, Num, UInt8
 from odc.geo.geobox import GeoBox
 from shapely import Polygon
 
+from skysense_core.errors import SkysenseError
+
 PartName: TypeAlias = Literal["train", "val", "test"]
 
 IGNORE = 255
@@ -95,8 +97,15 @@ class Sample:
     footprint: Polygon | None = None
     """Outline in EPSG:4326."""
     lonlat: tuple[float, float] | None = None
-    """Centre in degrees (EPSG:4326); chooses the geo-context region."""
+    """Centre in degrees (EPSG:4326); chooses the geo-context region. SkysenseError where it is not on the earth."""
     label: Label | None = None
+
+    def __post_init__(self) -> None:
+        if self.lonlat is not None and not (abs(self.lonlat[0]) <= 360 and abs(self.lonlat[1]) <= 90):
+            raise SkysenseError(
+                f"{self.id}: longitude {self.lonlat[0]:g}, latitude {self.lonlat[1]:g} is no place on the earth",
+                fix="Look at its CRS and geotransform: degrees are written as longitude, then latitude.",
+            )
 
 
 @runtime_checkable

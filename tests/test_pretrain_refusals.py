@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import rasterio
 import torch
+from affine import Affine
 from tiny_data import write_chips
 
 from skysense_core import checkpoint, config, modalities
@@ -77,6 +78,16 @@ def test_pixels_without_a_number_are_no_imagery_and_stop_nothing(tmp_path: Path)
     run = pretrain(given(folder, tmp_path / "run", train={"steps": 3, "batch_size": 6}))
     lines = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
     assert all(np.isfinite(line["loss"]) for line in lines if line["kind"] == "train")
+
+
+def test_a_place_beyond_the_earth_is_refused_by_name(chips: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(chips, tmp_path / "chips")
+    for path in folder.rglob("*.tif"):  # rows and columns that somebody declared to be degrees
+        with rasterio.open(path, "r+") as dataset:
+            dataset.crs, dataset.transform = "EPSG:4326", Affine(0.01, 0, 500, 0, -0.01, 120)
+    with pytest.raises(SkysenseError, match=r"latitude 119\.[\s\S]* is no place on the earth[\s\S]*CRS"):
+        pretrain(given(folder, tmp_path / "run", statistics="modality"))
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_start_of_another_preset_is_refused(chips: Path, tmp_path: Path) -> None:

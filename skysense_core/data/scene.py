@@ -198,8 +198,9 @@ def model_grid(native: GeoBox, modality: Modality) -> tuple[GeoBox, list[str]]:
     return resampled, [f"{modality.name}: resampled from {gsd:.3g} m to the model's {modality.gsd:.3g} m"]
 
 
-def _centre(grid: GeoBox) -> tuple[float, float]:
+def _centre(grid: GeoBox) -> tuple[float, float] | None:
+    """Longitude and latitude of the middle; None where that is beyond the edge of the earth's disk."""
     height, width = grid.shape
     x, y = place(grid.affine, np.array([width / 2]), np.array([height / 2]))
     lon, lat = transform(crs_of(grid), LONLAT, x, y)
-    return float(lon[0]), float(lat[0])
+    return (float(lon[0]), float(lat[0])) if np.isfinite([lon[0], lat[0]]).all() else None

@@ -109,6 +109,36 @@ def unreadable(path: Path, error: Exception) -> SkysenseError:
     return SkysenseError(f"{path}: truncated, altered or no file of weights: {lines[0]}", fix=DAMAGED)
 
 
+def refuse_clash(path: Path, found: Mapping[str, Tensor], expected: Mapping[str, Tensor], *, most: int = 5) -> None:
+    """Raise SkysenseError unless both have the same names and shapes; names the first differences."""
+    faults = [
+        *(f"{key} is missing" for key in expected if key not in found),
+        *(f"{key} is not part of the model" for key in found if key not in expected),
+        *(
+            f"{key} has shape {tuple(found[key].shape)}, not {tuple(tensor.shape)}"
+            for key, tensor in expected.items()
+            if key in found and found[key].shape != tensor.shape
+        ),
+    ]
+    if faults:
+        shown = "\n".join(f"  {fault}" for fault in faults[:most])
+        rest = f"\n  and {len(faults) - most} more" if len(faults) > most else ""
+        raise SkysenseError(
+            f"{path} does not fit the model:\n{shown}{rest}",
+            fix="The preset, the bands and the other settings must be those that the weights were trained with.",
+        )
+
+
+def fill(model: torch.nn.Module, path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Make a file's tensors those of the model, in the model's number format; they stay mapped from the file.
+
+    Raises as `refuse_clash` does.
+    """
+    expected = model.state_dict()
+    refuse_clash(path, tensors, expected)
+    model.load_state_dict({name: tensor.to(expected[name].dtype) for name, tensor in tensors.items()}, assign=True)
+
+
 def save_file(tensors: Mapping[str, Shaped[Tensor, "..."]], path: Path, *, mapped: bool = False) -> None:
     """Write safetensors in the order of the names, piece by piece.
 

@@ -200,7 +200,8 @@ class FolderSplit:
         """
         grid = open_file(str(self.pairs[0].image), ReadOptions(), colours=False, georeferenced=False).geobox
         gsd = None if grid.crs is None else ground_gsd(grid)
-        if gsd is not None and not 1 / FACTOR <= gsd / self.modality.gsd <= FACTOR:
+        # Not a number where the picture is no place on the earth, which reading it refuses by name.
+        if gsd is not None and np.isfinite(gsd) and not 1 / FACTOR <= gsd / self.modality.gsd <= FACTOR:
             raise UsageError(
                 f"{self.pairs[0].image}: its pixels are {gsd:.3g} m, the model's {self.modality.gsd:.3g} m",
                 fix=f"--set modalities.{self.modality.name}.gsd={gsd:.3g} trains a model for such pixels.",
