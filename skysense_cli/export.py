@@ -34,7 +34,7 @@ def export(
         typer.Option(
             min=1,
             metavar="N",
-            help="Height and width in pixels of the reference modality; else the model's window.",
+            help="Fix height and width in pixels of the reference modality; else the model's window.",
             rich_help_panel=options.MODEL,
         ),
     ] = None,
@@ -45,8 +45,9 @@ def export(
 ) -> None:
     """Write a model as one file that runs without skysense: torch.export (.pt2) or ONNX.
 
-    The file appears once it has given the model's scores within 1e-3. Batch size and number of dates are free, height
-    and width are those of the model's windows. It holds bands, statistics, classes and licence. ONNX is for models of
+    The file appears once it has given the model's scores within 1e-3. Batch size and number of dates are free. Height
+    and width are those of the model's windows; the .pt2 of a model of one modality takes squares of any multiple of its
+    coarsest cell, unless --window fixes them. It holds bands, statistics, classes and licence. ONNX is for models of
     one modality. skysense predict takes it as a model too.
 
     \b
@@ -76,12 +77,13 @@ def export(
 
 def _print(result: "ExportResult") -> None:
     sides = ", ".join(f"{name} {side} x {side}" for name, side in result.sides.items())
+    free = f"; or squares of any multiple of {result.step}" if result.step else ""
     console.print_facts(
         {
             "model": result.model,
             "format": result.format,
             "inputs": ", ".join(result.inputs),
-            "windows": f"{sides} pixels, any number of them",
+            "windows": f"{sides} pixels, any number of them" + free,
             "compared": f"{result.chips} chips of {result.compared_on}",
             "difference": f"{result.difference:.1g} at most, of a logit",
             "licence": result.licence,

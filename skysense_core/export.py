@@ -63,7 +63,9 @@ class ExportResult:
     inputs: tuple[str, ...]
     """Names of the tensors that the graph takes."""
     sides: dict[str, int]
-    """Height and width in pixels, by modality."""
+    """Height and width of the windows in pixels, by modality."""
+    step: int | None
+    """Any square of a multiple of so many pixels is taken; None: only windows of `sides`."""
     chips: int
     """That were compared."""
     compared_on: str
@@ -99,15 +101,16 @@ def export(given: ExportConfig) -> ExportResult:
         )
     sides = window_sides(loaded, given.window)
     with runtime.interruptible("export interrupted; nothing was written"):
-        program, names = trace(loaded.model, sides)
-        text = describe(loaded, kind, names, sides)
+        step = step_of(loaded, kind, given.window)
+        program, names = trace(loaded.model, sides, step)
+        text = describe(loaded, kind, names, sides, step)
         with tempfile.TemporaryDirectory(prefix=f".{given.out.stem}.", dir=given.out.parent) as folder:
             made = Path(folder) / f"model{given.out.suffix}"
             if kind == "onnx":
                 write_onnx(program, made, names, metadata(loaded, text))
             else:
                 write_torch(program, made, text)
-            chips, difference = compare(loaded, load_model(made, CPU), given, sides)
+            chips, difference = compare(loaded, load_model(made, CPU), given, sides, step)
             size = made.stat().st_size
             made.replace(given.out)
     return ExportResult(
@@ -117,6 +120,7 @@ def export(given: ExportConfig) -> ExportResult:
         licence=loaded.licence,
         inputs=names,
         sides=sides,
+        step=step,
         chips=chips,
         compared_on=", ".join(given.scene) or "noise",
         difference=difference,
@@ -151,9 +155,23 @@ def window_sides(loaded: LoadedModel, window: int | None) -> dict[str, int]:
     }
 
 
-def describe(loaded: LoadedModel, kind: Format, names: tuple[str, ...], sides: Mapping[str, int]) -> str:
+def step_of(loaded: LoadedModel, kind: Format, window: int | None) -> int | None:
+    """Pixels of which the sides of free windows are multiples; None where they are fixed.
+
+    They are fixed in ONNX, which cannot pool maps of any size to a few cells; where the user chose a window; and where
+    several modalities have to keep their ratio.
+    """
+    free = kind == "torch-export" and window is None and len(loaded.modalities) == 1
+    return align_of(loaded.modalities) if free else None
+
+
+def describe(
+    loaded: LoadedModel, kind: Format, names: tuple[str, ...], sides: Mapping[str, int], step: int | None
+) -> str:
     """The model's own `model.toml`, with a table on the graph."""
-    made = {"format": kind, "inputs": list(names), "sides": dict(sides), "torch": torch.__version__}
+    made: dict[str, Any] = {"format": kind, "inputs": list(names), "sides": dict(sides), "torch": torch.__version__}
+    if step is not None:
+        made["step"] = step
     table = config.load_toml(loaded.folder / TOML) | {"export": {**made, "weights": loaded.digest}}
     for name, side in sides.items():
         table["modalities"][name]["window"] = side
@@ -173,13 +191,15 @@ def metadata(loaded: LoadedModel, text: str) -> dict[str, str]:
     }
 
 
-def compare(ours: LoadedModel, theirs: LoadedModel, given: ExportConfig, sides: Mapping[str, int]) -> tuple[int, float]:
+def compare(
+    ours: LoadedModel, theirs: LoadedModel, given: ExportConfig, sides: Mapping[str, int], step: int | None
+) -> tuple[int, float]:
     """How many chips were run through both, and the largest difference of a logit.
 
     Raises SkysenseError where it is more than the tolerance.
     """
     count, largest = 0, 0.0
-    for batch in batches(ours, given, sides):
+    for batch in batches(ours, given, sides, step):
         with torch.inference_mode():
             expected, found = ours.model(batch), theirs.model(batch)
         difference = (found - expected).abs().max().item() if found.shape == expected.shape else float("inf")
@@ -193,8 +213,13 @@ def compare(ours: LoadedModel, theirs: LoadedModel, given: ExportConfig, sides: 
     return count, largest
 
 
-def batches(loaded: LoadedModel, given: ExportConfig, sides: Mapping[str, int]) -> Iterator[Batch]:
-    """Chips of several batch sizes and numbers of dates; with several modalities, once the finest alone."""
+def batches(loaded: LoadedModel, given: ExportConfig, sides: Mapping[str, int], step: int | None) -> Iterator[Batch]:
+    """Chips of several batch sizes and numbers of dates; with several modalities, once the finest alone.
+
+    Where sides are free, noise of the smallest side and of one that is larger than the windows comes first.
+    """
+    for side in () if step is None else (step, sides[loaded.reference] + step):
+        yield example(loaded.modalities, {loaded.reference: side}, b=1, t=2, seed=side)
     if not given.scene:
         for b, t in ((1, 1), (3, 3)):
             yield (batch := example(loaded.modalities, sides, b=b, t=t, seed=b))

@@ -14,6 +14,7 @@ from timm.layers import LayerNorm2d
 from torch import Tensor, nn
 
 from skysense_core.losses.precision import in_float32
+from skysense_core.model.swin import Size
 
 
 def convolution(in_channels: int, width: int, *, kernel: int, stride: int = 1) -> nn.Sequential:
@@ -22,7 +23,7 @@ def convolution(in_channels: int, width: int, *, kernel: int, stride: int = 1) -
     return nn.Sequential(layer, LayerNorm2d(width), nn.GELU())
 
 
-def resize(x: Float[Tensor, "b d h w"], size: Sequence[int]) -> Float[Tensor, "b d h2 w2"]:
+def resize(x: Float[Tensor, "b d h w"], size: Sequence[Size]) -> Float[Tensor, "b d h2 w2"]:
     """Bilinear interpolation to (rows, columns)."""
     if tuple(x.shape[-2:]) == tuple(size):
         return x

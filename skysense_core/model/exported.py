@@ -29,7 +29,7 @@ RECORDS = re.compile(
     r"|data/sample_inputs/model\.pt|extra/" + re.escape(DESCRIPTION) + ")"
 )
 OPERATIONS = re.compile(
-    r"torch\.ops\.aten\.(?!from_file)\w+\.\w+|_operator\.(add|sub|mul|floordiv|truediv|mod|neg|pow|eq|ne|ge|gt|le|lt|getitem)"
+    r"torch\.ops\.aten\.(?!from_file)\w+\.\w+|torch\.sym_(min|max)|_operator\.(add|sub|mul|floordiv|truediv|mod|neg|pow|eq|ne|ge|gt|le|lt|getitem)"
 )
 EXPRESSIONS = re.compile(r"(?:(?:Symbol|Integer|Mul|Add|Pow|FloorDiv|Mod|Max|Min)\(|'\w+'|\w+=True|-?\d+|[(), ])*")
 """Sizes as torch writes them: Mul(Integer(64), Symbol('s81', positive=True, integer=True))."""
@@ -42,14 +42,22 @@ class Exported(nn.Module):
     """The graph of a file: a batch to the raw scores of the model that it was made from, in float32.
 
     A modality that a batch lacks is filled with images that show nothing. Raises UsageError for windows of another size
-    than the graph is made for.
+    than the graph is made for: those of `sides`, or with `step` squares of any multiple of it.
     """
 
-    def __init__(self, run: Run, names: tuple[str, ...], sides: Mapping[str, int], bands: Mapping[str, int]) -> None:
+    def __init__(
+        self,
+        run: Run,
+        names: tuple[str, ...],
+        sides: Mapping[str, int],
+        bands: Mapping[str, int],
+        step: int | None = None,
+    ) -> None:
         super().__init__()
         self.run = run
         self.names = names
         self.sides = dict(sides)
+        self.step = step
         self.bands = dict(bands)
 
     def forward(self, batch: Batch) -> Float[Tensor, "b ..."]:
@@ -57,10 +65,15 @@ class Exported(nn.Module):
         for name, side in self.sides.items():
             if name not in images:
                 images[name] = nothing(batch, self.bands[name], side)
-            found = tuple(images[name].pixels.shape[-2:])
-            if found != (side, side):
+            h, w = images[name].pixels.shape[-2:]
+            if self.step is not None and (h != w or h % self.step):
                 raise UsageError(
-                    f"{name}: exported for windows of {side} x {side} pixels, not {found[0]} x {found[1]}",
+                    f"{name}: exported for squares of any multiple of {self.step} pixels, not for {h} x {w}",
+                    fix="Cut the images to such squares, or use the model folder itself.",
+                )
+            if self.step is None and (h, w) != (side, side):
+                raise UsageError(
+                    f"{name}: exported for windows of {side} x {side} pixels, not {h} x {w}",
                     fix="Export it again with another --window, or use the model folder itself.",
                 )
         return self.run(
@@ -103,7 +116,7 @@ def load_exported(
     """
     run = _onnx_graph(path, device) if path.suffix.lower() == ".onnx" else _torch_graph(path, device)
     bands = {name: len(one.bands) for name, one in modalities.items()}
-    return Exported(run, tuple(said["inputs"]), said["sides"], bands).eval()
+    return Exported(run, tuple(said["inputs"]), said["sides"], bands, said.get("step")).eval()
 
 
 def _onnx_description(path: Path) -> str | None:

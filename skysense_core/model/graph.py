@@ -1,7 +1,7 @@
 """A model as a graph of named tensors, for torch.export and ONNX.
 
-Batch and number of dates stay free; height and width are those of the windows that it is made for. The graph computes
-in float32 and holds no machine's paths.
+Batch and number of dates stay free. Height and width are those of the windows that it is made for, or with `step` any
+multiple of it. The graph computes in float32 and holds no machine's paths.
 """
 
 from collections.abc import Iterable, Mapping
@@ -20,6 +20,11 @@ from skysense_core.model.skysense import SkySense
 DESCRIPTION = "model.toml"
 """Name of the description inside of a file."""
 OUTPUT = "logits"
+STEPS = 36
+"""Side in steps of what a graph of any size is traced on: none of its maps is as large as a pooled one, nor one window,
+so that no shape is taken for fixed."""
+LARGEST = 2**10
+"""Side in steps of the largest square that such a graph takes."""
 MOST = 2**31
 """Bytes that an ONNX file can hold."""
 TRACES = ("stack_trace", "nn_module_stack", "source_fn_stack", "torch_fn", "custom", "from_node")
@@ -99,19 +104,30 @@ def example(modalities: Mapping[str, Modality], sides: Mapping[str, int], *, b: 
     return Batch(ids=(), epochs=(images,), lonlat=lonlat, located=torch.ones(b, dtype=torch.bool))
 
 
-def trace(model: nn.Module, sides: Mapping[str, int]) -> tuple[torch.export.ExportedProgram, tuple[str, ...]]:
+def trace(
+    model: nn.Module, sides: Mapping[str, int], step: int | None = None
+) -> tuple[torch.export.ExportedProgram, tuple[str, ...]]:
     """The program of a dense model, for windows with these sides by modality, and the names of its inputs.
+
+    With `step`, for a model of one modality: for squares of any multiple of so many pixels.
 
     Raises SkysenseError where torch cannot make one of it.
     """
     encoder: SkySense = model.encoder  # type: ignore[assignment]
     names = input_names(encoder, fuse=bool(getattr(model, "fuse", True)))
+    if step is not None:
+        sides = dict.fromkeys(sides, STEPS * step)
     tensors = tensors_of(example(encoder.modalities, sides, b=2, t=2, seed=0), names)
     batch = torch.export.Dim("batch", min=1)
     dates = {
         name: torch.export.Dim(f"{name}_dates", min=1) for name, one in encoder.modalities.items() if one.dates > 1
     }
     free = {name: {0: batch} | ({1: dates[m]} if (m := modality_of(name)) in dates else {}) for name in names}
+    if step is not None:
+        side = step * torch.export.Dim("side", min=1, max=LARGEST)
+        for name in free:
+            if name.endswith(("_pixels", "_valid")):
+                free[name] |= {tensors[name].ndim - 2: side, tensors[name].ndim - 1: side}
     with torch.no_grad():
         try:
             program = torch.export.export(

@@ -22,7 +22,7 @@ from skysense_core.model.fusion import Fusion
 from skysense_core.model.presets import ModelSpec
 from skysense_core.model.prototypes import Prototypes
 from skysense_core.model.rise import Rise
-from skysense_core.model.swin import SwinTransformer
+from skysense_core.model.swin import Size, SwinTransformer
 from skysense_core.model.vit import VisionTransformer
 
 SWIN_STRIDE = 32
@@ -161,7 +161,7 @@ class SkySense(nn.Module):
 
     def fusion_grid(
         self, images: Mapping[str, Series], levels: Mapping[str, tuple[FeatureMap, ...]]
-    ) -> tuple[int, int]:
+    ) -> tuple[Size, Size]:
         """(rows, columns) where the modalities meet: the pixels of the ViT modalities if any, else the Swin maps."""
         at_pixels = [name for name in images if name in self.rise]
         if at_pixels:
@@ -171,26 +171,27 @@ class SkySense(nn.Module):
         return h, w
 
     def align(
-        self, name: str, level: FeatureMap, series: Series, grid: tuple[int, int]
+        self, name: str, level: FeatureMap, series: Series, grid: tuple[Size, Size]
     ) -> tuple[FeatureMap, Bool[Tensor, "b t h w"]]:
         """F_i on the fusion grid, and which of its cells are tokens: those with at least half of their pixels valid."""
         x = rearrange(level.tensor, "b t d h w -> (b t) d h w")
         share = series.valid.to(torch.float32)
         if name in self.rise:
-            stride = 1
+            stride = 1.0
             h, w = share.shape[-2:]
             x = self.rise[name](x)[..., :h, :w]
         else:
-            stride = SWIN_STRIDE
-            share = F.avg_pool2d(share, stride, ceil_mode=True)
+            stride = float(SWIN_STRIDE)
+            share = F.avg_pool2d(share, SWIN_STRIDE, ceil_mode=True)
         rows, columns = x.shape[-2:]
         if (rows, columns) != grid:
             if self.spec.align == "input":
                 raise self._grids_differ(name, series, stride, grid)
             x = F.interpolate(x, size=grid, mode="bilinear", align_corners=False)
+            stride = stride * rows / grid[0]
             share = F.interpolate(share, size=grid, mode="bilinear", align_corners=False)
         x = rearrange(x, "(b t) d h w -> b t d h w", b=share.shape[0])
-        return FeatureMap(tensor=x, stride=stride * rows / grid[0]), share >= 0.5
+        return FeatureMap(tensor=x, stride=stride), share >= 0.5
 
     def add_dates(self, name: str, x: Float[Tensor, "b t d h w"], series: Series) -> Float[Tensor, "b t d h w"]:
         """The map with each dated image's vector added [P Eq. 2], where the spec wants it for this modality."""
@@ -267,12 +268,12 @@ class SkySense(nn.Module):
                 bands = ", ".join(self.modalities[name].band_names)
                 raise UsageError(f"{name} has {given} bands, the model reads {wanted}", fix=f"It reads {bands}.")
 
-    def _grids_differ(self, name: str, series: Series, stride: int, grid: tuple[int, int]) -> SkysenseError:
+    def _grids_differ(self, name: str, series: Series, stride: float, grid: tuple[Size, Size]) -> SkysenseError:
         h, w = series.pixels.shape[-2:]
         rows, columns = grid
         return SkysenseError(
             f"{name} has {h} x {w} pixels, but the modalities meet on a grid of {rows} x {columns} cells,"
-            f" which takes {rows * stride} x {columns * stride} pixels of {name}",
+            f" which takes {rows * stride:g} x {columns * stride:g} pixels of {name}",
             fix='Resample the images to the pixel sizes of the modalities, or set align = "features".',
         )
 

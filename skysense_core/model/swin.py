@@ -8,7 +8,7 @@ do not survive a build on the meta device.
 import math
 from collections.abc import Callable, Sequence
 from functools import lru_cache, wraps
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +19,10 @@ from torch import Tensor, nn
 
 from skysense_core.model.presets import SwinSpec
 
+if TYPE_CHECKING:
+    Size: TypeAlias = int
+else:  # in a graph that is being exported sizes are not known yet, which torch's own annotations do not say
+    Size = int | torch.SymInt
 T = TypeVar("T")
 PATCH = 4
 WINDOW = 8
@@ -105,8 +109,9 @@ class PatchEmbedding(nn.Module):
 
     def forward(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b h2 w2 d"]:
         h, w = images.shape[-2:]
-        tokens = self.projection(F.pad(images, (0, -w % PATCH, 0, -h % PATCH)))
-        return self.norm(rearrange(tokens, "b d h w -> b h w d"))
+        if not torch.compiler.is_exporting():  # graphs are for whole patches
+            images = F.pad(images, (0, -w % PATCH, 0, -h % PATCH))
+        return self.norm(rearrange(self.projection(images), "b d h w -> b h w d"))
 
 
 class PatchMerging(nn.Module):
@@ -118,9 +123,9 @@ class PatchMerging(nn.Module):
         self.norm = nn.LayerNorm(2 * width)
 
     def forward(self, x: Float[Tensor, "b h w d"]) -> Float[Tensor, "b h2 w2 d2"]:
-        h, w = x.shape[1:3]
-        x = F.pad(x, (0, 0, 0, w % 2, 0, h % 2))
-        return self.norm(self.reduction(rearrange(x, "b (h i) (w j) d -> b h w (d i j)", i=2, j=2)))
+        rows, columns = cells(x.shape[1], 2), cells(x.shape[2], 2)
+        x = pad_to(x, 2 * rows, 2 * columns)
+        return self.norm(self.reduction(rearrange(x, "b (h i) (w j) d -> b h w (d i j)", h=rows, w=columns, i=2, j=2)))
 
 
 class Stage(nn.Module):
@@ -179,23 +184,48 @@ class Block(nn.Module):
         return self.norm3(x)
 
     def attend(self, x: Float[Tensor, "b h w d"]) -> Float[Tensor, "b h w d"]:
-        """Attention within windows: pad, roll, cut, attend, and all of it back.
-
-        Padded tokens take part as zeros. A map whose shorter side is at most the window is not shifted [A: the
-        authors' encoder stops where it is shorter].
-        """
+        """Attention within windows: pad, roll, cut, attend, and all of it back. Padded tokens take part as zeros."""
         h, w = x.shape[1:3]
-        shift = self.shift if min(h, w) > WINDOW or self.pad_small_map else 0
-        x = F.pad(x, (0, 0, 0, -w % WINDOW, 0, -h % WINDOW))
-        padded_h, padded_w = x.shape[1:3]
-        if shift:
+        shift = self.shift_on(h, w)
+        rows, columns = cells(h, WINDOW), cells(w, WINDOW)
+        x = pad_to(x, WINDOW * rows, WINDOW * columns)
+        mask = None
+        if shift is not None:
             x = torch.roll(x, (-shift, -shift), dims=(1, 2))
-        windows = rearrange(x, "b (y i) (x j) d -> b (y x) (i j) d", i=WINDOW, j=WINDOW)
-        windows = self.attn(windows, shift_mask(padded_h, padded_w, shift, x.device, x.dtype) if shift else None)
-        x = rearrange(windows, "b (y x) (i j) d -> b (y i) (x j) d", y=padded_h // WINDOW, i=WINDOW, j=WINDOW)
-        if shift:
+            mask = shift_mask(WINDOW * rows, WINDOW * columns, shift, x.device, x.dtype)
+        windows = rearrange(x, "b (y i) (x j) d -> b (y x) (i j) d", y=rows, x=columns, i=WINDOW, j=WINDOW)
+        windows = self.attn(windows, mask)
+        x = rearrange(windows, "b (y x) (i j) d -> b (y i) (x j) d", y=rows, x=columns, i=WINDOW, j=WINDOW)
+        if shift is not None:
             x = torch.roll(x, (shift, shift), dims=(1, 2))
         return x[:, :h, :w]
+
+    def shift_on(self, h: Size, w: Size) -> Size | None:
+        """Tokens by which windows are shifted on an h x w map; None: not at all.
+
+        A map whose shorter side is at most the window is not shifted [A: the authors' encoder stops where it is
+        shorter]. A graph that is being exported is for small and large maps, and shifts by 0 on the small ones.
+        """
+        if not self.shift or self.pad_small_map:
+            return self.shift or None
+        if torch.compiler.is_exporting():
+            return self.shift * torch.sym_min((torch.sym_min(h, w) - 1) // WINDOW, 1)  # type: ignore[return-value]
+        return self.shift if min(h, w) > WINDOW else None
+
+
+def cells(n: Size, side: int) -> Size:
+    """How many cells of a side cover n tokens."""
+    return (n + side - 1) // side
+
+
+def pad_to(x: Float[Tensor, "b h w d"], rows: Size, columns: Size) -> Float[Tensor, "b h2 w2 d"]:
+    """The map with zeros on its bottom and right, at most a window of them.
+
+    A graph that is being exported pads whatever the size, because it cannot leave out a padding of nothing.
+    """
+    if torch.compiler.is_exporting():
+        return F.pad(x, (0, 0, 0, WINDOW, 0, WINDOW))[:, :rows, :columns]
+    return F.pad(x, (0, 0, 0, columns - x.shape[2], 0, rows - x.shape[1]))
 
 
 class WindowAttention(nn.Module):
@@ -265,13 +295,13 @@ def relative_positions(device: torch.device) -> tuple[Tensor, Tensor]:
 
 
 @remembered
-def shift_mask(h: int, w: int, shift: int, device: torch.device, dtype: torch.dtype) -> Float[Tensor, "m n n"]:
+def shift_mask(h: Size, w: Size, shift: Size, device: torch.device, dtype: torch.dtype) -> Float[Tensor, "m n n"]:
     """-100 between tokens that only meet because a rolled map wraps around, else 0.
 
     `h` and `w` are the padded map's: padding belongs to the region that it touches.
     """
 
-    def bands(n: int) -> Tensor:
+    def bands(n: Size) -> Tensor:
         place = torch.arange(n, device=device)
         return (place >= n - WINDOW).int() + (place >= n - shift).int()
 

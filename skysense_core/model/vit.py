@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from skysense_core.losses.precision import in_float32
 from skysense_core.model.presets import VitSpec
+from skysense_core.model.swin import Size
 
 PATCH = 4
 
@@ -86,12 +87,14 @@ class VisionTransformer(nn.Module):
     def forward(self, images: Float[Tensor, "b c h w"]) -> tuple[Float[Tensor, "b d h2 w2"], ...]:
         """Normalised images, zero padded on the right and bottom, to the residual stream after each of `levels`."""
         h, w = images.shape[-2:]
-        patches = self.projection(F.pad(images, (0, -w % PATCH, 0, -h % PATCH)))
+        if not torch.compiler.is_exporting():  # graphs are for whole patches
+            images = F.pad(images, (0, -w % PATCH, 0, -h % PATCH))
+        patches = self.projection(images)
         rows = patches.shape[2]
         x = rearrange(patches, "b d h w -> b (h w) d") + self.position_table(*patches.shape[2:])
         if self.class_token is not None:
             x = torch.cat(((self.class_token + self.positions[:, :1]).expand(x.shape[0], -1, -1), x), dim=1)
-        first = x.shape[1] - patches[0, 0].numel()
+        first = int(self.class_token is not None)
         maps = []
         for number, layer in enumerate(self.layers):
             x = layer(x)
@@ -113,15 +116,15 @@ class VisionTransformer(nn.Module):
         part, *place = parameter.split(".")
         return 1 + int(place[0]) if part == "layers" else 0
 
-    def position_table(self, h: int, w: int) -> Float[Tensor, "1 n d"]:
+    def position_table(self, h: Size, w: Size) -> Float[Tensor, "1 n d"]:
         """The table for h x w patches. As the authors do, it is only resized where the number of patches differs."""
         table = self.positions[:, 1:]
-        if h * w == self.native**2:
+        if h * w == self.native**2 and not torch.compiler.is_exporting():  # a graph serves any size
             return table
         return resize_table(table, h, w)
 
 
-def resize_table(table: Float[Tensor, "1 n d"], h: int, w: int) -> Float[Tensor, "1 m d"]:
+def resize_table(table: Float[Tensor, "1 n d"], h: Size, w: Size) -> Float[Tensor, "1 m d"]:
     """A square position table (without class entry) for h x w patches: bicubic, corners not aligned, no antialias."""
     side = round(table.shape[1] ** 0.5)
     grid = rearrange(table, "1 (h w) d -> 1 d h w", h=side)

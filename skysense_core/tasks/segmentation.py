@@ -248,7 +248,7 @@ class DenseModel(nn.Module):
         """A head's logits of these maps, or of one level of them, on the pixels of the reference."""
         logits = head(maps[level] if level is not None else maps if self.levels else maps[0])
         # Where pixels are no whole number of patches, the maps reach beyond them.
-        extent = [round(side * stride) for side in maps[0].shape[-2:]]
+        extent = [side * int(stride) if stride.is_integer() else round(side * stride) for side in maps[0].shape[-2:]]
         h, w = batch.epochs[0][self.encoder.reference].pixels.shape[-2:]
         # Exact and class by class while they are few: what follows is as large as the image and its cost is memory.
         return resize(logits.float().contiguous(), extent)[..., :h, :w]
