@@ -42,8 +42,10 @@ lint: $(INSTALLED)
 	ruff format --check
 	mypy
 
+# The pages, into site/: docs/commands.md is written anew, and a link that leads nowhere is an error.
 docs: $(INSTALLED)
 	python docs/write_commands.py
+	NO_MKDOCS_2_WARNING=1 mkdocs build
 
 AERIAL := ../shared/data/scenes/deepforest/5b90f92da0d7280005fab355_4310.tif
 
@@ -54,4 +56,4 @@ bench: $(INSTALLED)
 	test ! -e $(AERIAL) || python benchmarks/seams.py $(AERIAL)
 
 clean:
-	rm -rf $(VENV) demo .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) demo site .pytest_cache .mypy_cache .ruff_cache
