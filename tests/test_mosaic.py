@@ -95,7 +95,8 @@ def test_parts_become_the_file_that_the_whole_would_be(tmp_path, product):
     assert cog_validate(tmp_path / "all.tif", strict=True) == (True, [], [])
     assert (tmp_path / "all.tif").read_bytes() == whole.read_bytes()
     names = {path.name for path in tmp_path.iterdir() if path.is_file() and path.name.startswith("all")}
-    assert names == {"all.tif", *(["all.tif.aux.xml", "all.qml"] if product.classes else [])}
+    style = ["all.qml"] if product.classes or product is CONFIDENCE else []
+    assert names == {"all.tif", *style, *(["all.tif.aux.xml"] if product.classes else [])}
     if product.classes:
         assert "<Category>road &amp; rail</Category>" in (tmp_path / "all.tif.aux.xml").read_text()
         with rasterio.open(tmp_path / "all.tif") as dataset:

@@ -495,6 +495,7 @@ def test_pixels_that_the_model_is_not_sure_of_get_no_class(scene, tmp_path, use_
     whole = run(scene, tmp_path / "whole.tif", confidence="max")
     with rasterio.open(tmp_path / "whole_confidence.tif") as dataset:
         sure = dataset.read(1) * dataset.scales[0]
+    assert 'classificationMax="1"' in (tmp_path / "whole_confidence.qml").read_text()
     limit = float(np.median(sure))
     result = run(scene, tmp_path / "map.tif", unsure=limit, polygons=tmp_path / "map.gpkg")
     drawn, plain = read(tmp_path / "map.tif")[0], read(tmp_path / "whole.tif")[0]

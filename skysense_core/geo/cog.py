@@ -27,7 +27,7 @@ from rasterio.windows import Window as RasterioWindow
 from skysense_core.errors import SkysenseError
 from skysense_core.geo.grid import ground_gsd
 from skysense_core.geo.raster import open_stack
-from skysense_core.geo.style import write_style
+from skysense_core.geo.style import write_ramp, write_style
 from skysense_core.geo.windows import Window
 from skysense_core.types import UNSURE
 
@@ -36,6 +36,10 @@ BLOCK = 512
 CACHE = 64 * 2**20
 """Bytes of decoded blocks that GDAL may keep while it copies; its own default is a share of the machine's memory."""
 FULL = "Is there space left on the disk?"
+SHARE = 1 / 254
+"""Scale of the bytes that hold numbers from 0 to 1."""
+RAMP = {0.0: "#440154", 1 / 3: "#31688e", 2 / 3: "#35b779", 1.0: "#fde725"}
+"""Their colours in QGIS."""
 GREY = "#8c8c8c"
 """Of pixels of no class."""
 HALF = "float16"
@@ -186,6 +190,8 @@ def write_cog(source: Path, product: Product, options: Mapping[str, str] | None 
             entries = dict(enumerate(zip(product.classes, product.colours, strict=True)))
             entries |= {UNSURE: ("unsure", GREY)} if product.unsure else {}
             write_style(copy.with_suffix(".qml"), entries)
+        elif product.kind == "continuous" and product.scale == SHARE:
+            write_ramp(copy.with_suffix(".qml"), RAMP)
     _check(copy)
     return copy
 
