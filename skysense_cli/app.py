@@ -18,7 +18,7 @@ from skysense_cli import console
 from skysense_core.errors import SkysenseError
 
 app = typer.Typer(
-    add_completion=False,
+    add_completion=True,
     add_help_option=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import re
 import signal
 import subprocess
@@ -274,3 +275,17 @@ def test_length_and_modalities_of_the_command_line_replace_those_of_the_file() -
     }
     none = {"train": {"epochs": None, "steps": None}, "modalities": None}
     assert tables.training(file, {}, none) == file
+
+
+def test_an_interactive_shell_completes_commands_and_options(tmp_path: Path) -> None:
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    environment = {**os.environ, "HOME": str(tmp_path), "PATH": path}
+    subprocess.run(["skysense", "--install-completion", "bash"], env=environment, check=True, capture_output=True)
+    ask = "COMP_WORDS=({}); COMP_CWORD={}; _skysense_completion skysense; echo ${{COMPREPLY[@]}}"
+
+    def completed(line: str) -> list[str]:
+        shell = ["bash", "-ic", ask.format(line, len(line.split()) - 1)]
+        return subprocess.run(shell, env=environment, check=True, capture_output=True, text=True).stdout.split()
+
+    assert completed("skysense pre") == ["predict", "pretrain"]
+    assert completed("skysense predict --conf") == ["--confidence"]

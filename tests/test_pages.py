@@ -46,7 +46,7 @@ def test_the_site_builds_and_no_link_is_broken(tmp_path: Path) -> None:
 
 
 def test_a_task_and_the_way_in_have_blocks_that_run() -> None:
-    assert {"index", "segmentation", "landcover", "crop", "change", "detection", "classification", "regression"} <= {
+    assert {"index", "segmentation", "crop", "change", "detection", "classification", "regression"} <= {
         page.stem for page in RUN
     }
 
