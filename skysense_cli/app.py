@@ -6,6 +6,7 @@ has a `--help` of its own (Typer's would validate the absent flag, and import py
 """
 
 import importlib
+import os
 import pkgutil
 import sys
 from typing import Annotated, Any
@@ -17,8 +18,12 @@ import skysense_cli
 from skysense_cli import console
 from skysense_core.errors import SkysenseError
 
+COMPLETION = {"--install-completion", "--show-completion"}
+"""Options of the root that set up completion in a shell."""
+
 app = typer.Typer(
-    add_completion=True,
+    # Typer validates these options on every call, and imports pydantic for it.
+    add_completion="_SKYSENSE_COMPLETE" in os.environ or bool(COMPLETION & set(sys.argv)),
     add_help_option=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
