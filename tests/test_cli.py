@@ -280,7 +280,9 @@ def test_length_and_modalities_of_the_command_line_replace_those_of_the_file() -
 def test_an_interactive_shell_completes_commands_and_options(tmp_path: Path) -> None:
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     environment = {**os.environ, "HOME": str(tmp_path), "PATH": path}
-    subprocess.run(["skysense", "--install-completion", "bash"], env=environment, check=True, capture_output=True)
+    # The shell is the one that runs it; "&&" keeps bash from giving its place away.
+    install = ["bash", "-c", "skysense --install-completion && true"]
+    subprocess.run(install, env=environment, check=True, capture_output=True)
     ask = "COMP_WORDS=({}); COMP_CWORD={}; _skysense_completion skysense; echo ${{COMPREPLY[@]}}"
 
     def completed(line: str) -> list[str]:
