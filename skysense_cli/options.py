@@ -214,6 +214,8 @@ CreationOptions = Annotated[
 Unsure = Annotated[
     float | None,
     typer.Option(
+        min=0,
+        max=1,
         metavar="P",
         help="Leave pixels whose highest probability is below P without a class (value 254 of the map).",
         rich_help_panel=OUTPUT,

@@ -20,6 +20,8 @@ def test_the_temperature_of_the_labels_is_found(temperature: float) -> None:
     scores, truth = drawn(temperature)
     found = fit_temperature(scores, truth)
     assert found == pytest.approx(temperature, rel=0.05)
+    right = torch.arange(len(truth)), truth
+    assert tempered(scores, found)[right].log().mean() >= scores[right].log().mean() - 1e-6
     assert (tempered(scores, found).argmax(dim=1) == scores.argmax(dim=1)).all()
     calibration = Calibration()
     calibration.update(scores[:, :, None, None], truth.to(torch.uint8))

@@ -17,9 +17,10 @@ import numpy as np
 import pytest
 from odc.geo.geobox import GeoBox
 from shapely import box
+from typer.testing import CliRunner
 
 from skysense_cli import console, tables
-from skysense_cli.app import main
+from skysense_cli.app import app, main
 from skysense_core.errors import SkysenseError, UsageError
 from skysense_core.progress import Bar
 
@@ -291,3 +292,9 @@ def test_an_interactive_shell_completes_commands_and_options(tmp_path: Path) -> 
 
     assert completed("skysense pre") == ["predict", "pretrain"]
     assert completed("skysense predict --conf") == ["--confidence"]
+
+
+def test_a_probability_beyond_one_is_refused_before_anything_is_read(tmp_path: Path) -> None:
+    done = CliRunner().invoke(app, ["predict", "absent.tif", "--out", str(tmp_path / "map.tif"), "--unsure", "2"])
+    assert done.exit_code == 2
+    assert "--unsure" in done.output
