@@ -57,6 +57,12 @@ def item(
     }
 
 
+def placed(one: dict, west: float, south: float) -> dict:
+    ring = [[west, south], [west + 0.1, south], [west + 0.1, south + 0.1], [west, south + 0.1], [west, south]]
+    where = {"bbox": [*ring[0], *ring[2]], "geometry": {"type": "Polygon", "coordinates": [ring]}}
+    return one | where
+
+
 def write_item(path: Path, *args: Any, **fields: Any) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(item(*args, **fields)))

@@ -1,12 +1,19 @@
-"""A small web server for rasters and documents, which counts and fails as it is told to."""
+"""A small web server for rasters and documents, which counts and fails as it is told to, and a STAC API."""
 
 import itertools
+import json
 import re
+import socket
+import subprocess
+import sys
 import threading
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 HEADER = 16384
 """Bytes that GDAL reads of any file to see what it is."""
@@ -107,3 +114,26 @@ def serving(files: Mapping[str, bytes]) -> Iterator[Server]:
         finally:
             server.shutdown()
             thread.join()
+
+
+@contextmanager
+def api(folder: Path, items: list[dict]) -> Iterator[str]:
+    """A STAC API of these items: the server of the PyPI package rustac, on loopback."""
+    held = folder / "held.json"
+    held.write_text(json.dumps({"type": "FeatureCollection", "features": items}))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        place = f"127.0.0.1:{free.getsockname()[1]}"
+    program = Path(sys.executable).with_name("rustac")
+    command = [program, "serve", "--addr", place, "--create-collections", held]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        try:
+            for _ in range(100):
+                try:
+                    urllib.request.urlopen(f"http://{place}/", timeout=5).close()
+                    break
+                except urllib.error.URLError:
+                    time.sleep(0.05)
+            yield f"http://{place}"
+        finally:
+            process.terminate()

@@ -11,8 +11,16 @@ import geopandas as gpd
 import numpy as np
 import pytest
 import rasterio
+import rasterio.shutil
+import xarray as xr
+from items import asset, item, write_band
 from odc.geo.geobox import GeoBox
+from page_data import write_material
+from PIL import Image
+from rasterio import features
+from server import api, serving
 from shapely import box
+from shapely.geometry import shape
 
 from skysense_core import modalities
 
@@ -96,6 +104,158 @@ def test_a_scene_on_many_machines_is_the_whole(
             monkeypatch.setenv("SLURM_ARRAY_TASK_ID", str(task))
             call(tmp_path, EXAMPLES / "slurm_array.sh", *words)
     assert (tmp_path / "map.tif").read_bytes() == (tmp_path / "whole.tif").read_bytes()
+
+
+# A job from one end to the other
+
+
+CROPS = {1200: "maize", 9120: "grass"}
+SEASON = ("2018-04-01", "2018-09-30")
+UNCLEAR = (0, 1, 3, 8, 9, 10)
+"""Of SCL: what shows no ground."""
+
+
+@pytest.fixture(scope="module")
+def location(shared_data: Path) -> Path:
+    return next((shared_data / "sits_patch" / "worldcereal").iterdir())
+
+
+def season_of(location: Path, folder: Path) -> tuple[dict[str, bytes], list[dict], GeoBox]:
+    """Files of a server, items and the grid: the four clearest and the two cloudiest days of a real summer."""
+    parts = [
+        xr.open_dataset(next(location.glob(f"S2_L2A_{gsd}m_*.nc")), mask_and_scale=False).sel(timestamp=slice(*SEASON))
+        for gsd in (10, 20)
+    ]
+    fine, scl = parts[0], parts[1]["SCL"]
+    clouds = 100 * scl.isin(UNCLEAR).mean(("x", "y"))
+    order = clouds.timestamp.values[np.argsort(clouds.values, kind="stable")]
+    x, y = fine.x.values, fine.y.values
+    grid = GeoBox.from_bbox((x.min() - 5, y.min() - 5, x.max() + 5, y.max() + 5), "EPSG:32631", resolution=10)
+    ring = grid.footprint("EPSG:4326")
+    files, items = {}, []
+    for moment in sorted([*order[:4], *order[-2:]]):
+        day = str(moment)[:10]
+        assets = {}
+        for name in modalities.load("s2").band_names:
+            source = next(part for part in parts if name in part)
+            pixels = source[name].sel(timestamp=moment).sortby("y", ascending=False).sortby("x").values
+            pixels = np.nan_to_num(pixels).astype(np.uint16)
+            times = 64 // pixels.shape[0]
+            plain = write_band(folder / "plain.tif", pixels, grid.zoom_out(times), nodata=0)
+            rasterio.shutil.copy(plain, folder / "cog.tif", driver="COG", OVERVIEWS="NONE")
+            files[f"{day}/{name}.tif"] = (folder / "cog.tif").read_bytes()
+            assets[name] = asset(f"{day}/{name}.tif", name)
+        cover = float(clouds.sel(timestamp=moment))
+        one = item(assets, name=day, day=day, eo__cloud_cover=cover)
+        items.append(one | {"bbox": list(ring.boundingbox), "geometry": ring.json})
+    return files, items, grid
+
+
+def fields_of(location: Path, grid: GeoBox, path: Path) -> Path:
+    """The maize and the grass of a location as polygons."""
+    crops = xr.open_dataset(next(location.glob("OUTPUT_*.nc")))["CT"].sortby("y", ascending=False).sortby("x")
+    codes = np.nan_to_num(crops.values).astype(np.int32)
+    found = features.shapes(codes, mask=np.isin(codes, list(CROPS)), transform=grid.affine)
+    rings, values = zip(*found, strict=True)
+    frame = gpd.GeoDataFrame(
+        {"crop": [CROPS[int(value)] for value in values]}, geometry=list(map(shape, rings)), crs=str(grid.crs)
+    )
+    frame.to_file(path)
+    return path
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_crops_of_a_county_from_a_search(tmp_path: Path, location: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The county is one location of 640 m: real pixels, dates and clouds behind an API and a web server."""
+    files, items, grid = season_of(location, tmp_path)
+    fields = fields_of(location, grid, tmp_path / "fields.gpkg")
+    county = tmp_path / "county.gpkg"
+    gpd.GeoDataFrame(geometry=[box(*grid.boundingbox)], crs=str(grid.crs)).to_file(county)
+    monkeypatch.setenv("STEPS", "20")
+    with serving(files) as rasters:
+        for one in items:
+            for held in one["assets"].values():
+                held["href"] = f"{rasters.root}/{held['href']}"
+        with api(tmp_path, items) as url:
+            words = (url, "sentinel-2-l2a", county, "2018-04/2018-09", "out", fields, "crop")
+            small = ("--size", 16, "--split-block", "160m", "--buffer", "0m", "--val-share", 0.3, "--test-share", 0)
+            call(tmp_path, EXAMPLES / "county_crops.sh", *words, *small)
+            kept = sorted((tmp_path / "out" / "store.items" / "s2" / "0").glob("*.json"))
+            assert len(kept) == 4, "cloudy days are not asked for"
+            made = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("*.*")}
+            points = gpd.read_file(tmp_path / "out" / "points.gpkg")
+            with rasterio.open(tmp_path / "out" / "map.tif") as mapped:
+                assert (mapped.shape, mapped.crs.to_epsg()) == ((64, 64), 32631)
+                assert mapped.transform.almost_equals(grid.affine, 1e-6)
+                classes = mapped.read(1)
+            truth = gpd.sjoin(points[["id", "geometry"]], gpd.read_file(fields).to_crs(points.crs), how="left")
+            points["reference"] = truth.drop_duplicates("id")["crop"].fillna("maize").to_numpy()
+            points.to_file(tmp_path / "out" / "interpreted.gpkg")
+            call(tmp_path, EXAMPLES / "county_crops.sh", *words, *small)
+            assert {path: path.stat().st_mtime_ns for path in made} == made
+            box_ = ",".join(map(str, grid.footprint("EPSG:4326").boundingbox))
+            call(tmp_path, EXAMPLES / "county_crops.sh", *words[:2], box_, words[3], "again", "out/run")
+    with rasterio.open(tmp_path / "again" / "map.tif") as again:
+        shared = again.read(1)
+    assert abs(shared.shape[0] - 64) <= 1
+    table = (tmp_path / "out" / "areas.txt").read_text()
+    assert all(name in table for name in CROPS.values())
+    assert "hectares" in table
+    assert (classes != 255).all()
+    assert "maize" in (tmp_path / "out" / "estimated.txt").read_text()
+
+
+@pytest.fixture(scope="module")
+def material(tmp_path_factory: pytest.TempPathFactory, shared_data: Path) -> Path:
+    folder = tmp_path_factory.mktemp("material") / "all"
+    write_material(shared_data, folder)
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_flood_from_before_and_after(tmp_path: Path, shared_data: Path, write_raster: Callable[..., Path]) -> None:
+    """The largest flood of OMBRIA's test pairs. The pictures say no place: one is made up."""
+    ombria = shared_data / "change_flood" / "ombria"
+    short = ("--preset", "nano", "--batch-size", 4, "--steps", 60, "--set", "train.validate_every=20")
+    data = ("--task", "change", "--data", ombria, "--modalities", "s2")
+    call(tmp_path, "skysense", "finetune", *data, *short, "--out", "run")
+    masks = {path.stem[-4:]: np.asarray(Image.open(path)) for path in (ombria / "OmbriaS1/test/MASK").glob("*.png")}
+    largest = max(masks, key=lambda name: (masks[name] > 0).mean())
+    grid = GeoBox.from_bbox((500000, 4000000, 502560, 4002560), "EPSG:32634", resolution=10)
+    for when in ("before", "after"):
+        image = np.asarray(Image.open(ombria / "OmbriaS2/test" / when.upper() / f"S2_{when}_{largest}.png"))
+        write_raster(tmp_path / f"{when}.tif", image.transpose(2, 0, 1), grid)
+    words = ("run", "before.tif", "after.tif", "out")
+    bands = ("--bands", "channel 1,channel 2,channel 3")
+    call(tmp_path, EXAMPLES / "flood.sh", *words, *bands)
+    out = tmp_path / "out"
+    with rasterio.open(out / "flood.tif") as mapped:
+        codes, pixel = mapped.read(1), mapped.res[0] * mapped.res[1]
+    flood = gpd.read_file(out / "flood.gpkg")
+    assert set(flood["class"]) <= {1}
+    assert flood.area_m2.sum() == pytest.approx((codes == 1).sum() * pixel, rel=0.01)
+    assert len(flood) > 0
+    assert (out / "flood_probabilities.tif").is_file()
+    made = {path: path.stat().st_mtime_ns for path in out.iterdir()}
+    assert "is there" in call(tmp_path, EXAMPLES / "flood.sh", *words, *bands).stderr
+    assert {path: path.stat().st_mtime_ns for path in out.iterdir()} == made
+
+
+@pytest.mark.slow
+def test_buildings_as_a_geopackage(tmp_path: Path, material: Path) -> None:
+    """Zanzibar at zoom 20 in Web Mercator, where areas on the ground are not those of the map's plane."""
+    bands = ("--bands", "red,green,blue", "--min-area", 20)
+    call(tmp_path, EXAMPLES / "buildings.sh", material / "ortho.tif", "out", *bands)
+    found = gpd.read_file(tmp_path / "out" / "buildings.gpkg")
+    assert set(found.name) == {"building"}
+    assert len(found) > 10
+    assert found.area_m2.min() >= 20
+    known = gpd.read_file(material / "buildings.geojson").to_crs(found.crs)
+    hits = gpd.sjoin(known, found, predicate="intersects").index.nunique()
+    assert hits > 0.5 * len(known)
+    assert "is there" in call(tmp_path, EXAMPLES / "buildings.sh", material / "ortho.tif", "out").stderr
 
 
 def call(folder: Path, *words: object) -> subprocess.CompletedProcess[str]:

@@ -2,14 +2,9 @@
 
 import json
 import logging
-import socket
-import subprocess
 import sys
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -17,9 +12,9 @@ import pytest
 import rasterio
 import rasterio.shutil
 from affine import Affine
-from items import asset, item, open_items, write_band
+from items import asset, item, open_items, placed, write_band
 from odc.geo.geobox import GeoBox
-from server import HEADER, Server, serving
+from server import HEADER, Server, api, serving
 from surfaces import S2
 
 from skysense_cli.app import main
@@ -148,35 +143,6 @@ def test_a_server_that_stays_away_is_named(server, monkeypatch):
 
 
 # Searches at an API
-
-
-@contextmanager
-def api(folder: Path, items: list[dict]) -> Iterator[str]:
-    """A STAC API of these items: the server of the PyPI package rustac, on loopback."""
-    held = folder / "held.json"
-    held.write_text(json.dumps({"type": "FeatureCollection", "features": items}))
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        place = f"127.0.0.1:{free.getsockname()[1]}"
-    program = Path(sys.executable).with_name("rustac")
-    command = [program, "serve", "--addr", place, "--create-collections", held]
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
-        try:
-            for _ in range(100):
-                try:
-                    urllib.request.urlopen(f"http://{place}/", timeout=5).close()
-                    break
-                except urllib.error.URLError:
-                    time.sleep(0.05)
-            yield f"http://{place}"
-        finally:
-            process.terminate()
-
-
-def placed(one: dict, west: float, south: float) -> dict:
-    ring = [[west, south], [west + 0.1, south], [west + 0.1, south + 0.1], [west, south + 0.1], [west, south]]
-    where = {"bbox": [*ring[0], *ring[2]], "geometry": {"type": "Polygon", "coordinates": [ring]}}
-    return one | where
 
 
 @pytest.fixture(scope="module")
