@@ -9,6 +9,7 @@ from pathlib import Path
 
 import geopandas as gpd
 import numpy as np
+import pandas as pd
 import pytest
 import rasterio
 import rasterio.shutil
@@ -256,6 +257,77 @@ def test_buildings_as_a_geopackage(tmp_path: Path, material: Path) -> None:
     hits = gpd.sjoin(known, found, predicate="intersects").index.nunique()
     assert hits > 0.5 * len(known)
     assert "is there" in call(tmp_path, EXAMPLES / "buildings.sh", material / "ortho.tif", "out").stderr
+
+
+# Studies of the paper
+
+
+POINTS = (
+    *("--label-column", "CROPTYPE_LABEL", "--split-by", "h3_l3_cell", "--set", "data.id_column=sample_id"),
+    *("--set", "data.date_column=timestamp", "--set", "data.nodata=65535", "--set", "data.values.s1.log10=20"),
+    *("--set", "data.values.s1.offset=-83", "--preset", "nano", "--batch-size", "4", "--set", "train.validate_every=4"),
+)
+
+
+def python(folder: Path, script: str, *words: object) -> subprocess.CompletedProcess[str]:
+    return call(folder, sys.executable, EXAMPLES / script, *words)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_shares_of_the_labels(tmp_path: Path, material: Path) -> None:
+    short = ("--preset", "nano", "--batch-size", "4", "--set", "train.validate_every=4")
+    data = ("--task", "classification", "--data", material / "sat6")
+    call(tmp_path, "skysense", "finetune", *data, *short, "--steps", "4", "--out", "start")
+    words = ("--init", "start/best", "--out", "study", "--shares", "0.1,1", "--steps", "4", *data, *short)
+    printed = python(tmp_path, "label_fraction.py", *words).stdout
+    assert "10% of the labels, from best: oa 0." in printed
+    scores = pd.read_csv(tmp_path / "study" / "scores.csv")
+    assert list(scores["share"]) == [0.1, 0.1, 1, 1]
+    assert scores["oa"].between(0, 1).all()
+    assert picture(tmp_path / "study" / "label_fraction.png")
+    runs = {path: path.stat().st_mtime_ns for path in (tmp_path / "study").rglob("model.safetensors")}
+    assert len(runs) == 8
+    python(tmp_path, "label_fraction.py", *words)
+    assert {path: path.stat().st_mtime_ns for path in runs} == runs
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_clouds_with_radar_and_without(tmp_path: Path, material: Path) -> None:
+    words = ("--out", "study", "--optical", "S2-.*", "--shares", "0,0.9", "--steps", "4", *POINTS)
+    printed = python(tmp_path, "clouds.py", material / "points.parquet", *words).stdout
+    assert "Sentinel-2 and 1, 90% of the dates under clouds: oa 0." in printed
+    assert picture(tmp_path / "study" / "clouds.png")
+    clear, cloudy = (pd.read_parquet(tmp_path / "study" / f"test-{share}.parquet") for share in ("0", "0.9"))
+    dates = cloudy.groupby("sample_id")["timestamp"].size()
+    left = cloudy["S2-L2A-B08"].notna().groupby(cloudy["sample_id"]).sum()
+    assert (left >= 1).all()
+    assert left.sum() == pytest.approx(0.1 * dates.sum(), rel=0.2)
+    pd.testing.assert_series_equal(cloudy["S1-SIGMA0-VV"], clear["S1-SIGMA0-VV"])
+    seen = cloudy["S2-L2A-B08"].notna()
+    pd.testing.assert_series_equal(cloudy["S2-L2A-B08"][seen], clear["S2-L2A-B08"][seen], check_dtype=False)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_prototypes_of_a_scene(tmp_path: Path, material: Path) -> None:
+    words = (f"s2={material / 'scene'}", "--out", "out", "--steps", "3", "--set", "modalities.s2.level=L1C")
+    python(tmp_path, "prototype_map.py", *words)
+    with rasterio.open(tmp_path / "out" / "prototypes.tif") as made:
+        assert len(np.unique(made.read(1))) > 1
+    assert picture(tmp_path / "out" / "prototypes.png")
+    python(tmp_path, "prototype_map.py", words[0], "--out", "again", "--model", "out/pretrained")
+    with (
+        rasterio.open(tmp_path / "out" / "prototypes.tif") as one,
+        rasterio.open(tmp_path / "again" / "prototypes.tif") as other,
+    ):
+        np.testing.assert_array_equal(one.read(), other.read())
+
+
+def picture(path: Path) -> bool:
+    """Whether a PNG shows more than one colour."""
+    return len(Image.open(path).convert("RGB").getcolors(1 << 24) or ()) > 10
 
 
 def call(folder: Path, *words: object) -> subprocess.CompletedProcess[str]:
