@@ -42,7 +42,7 @@ def convert(
         str | None,
         typer.Option(
             metavar="PARTS",
-            help="Parts that may be absent, which then start anew, or that are left out, e.g. fusion,head_s2.",
+            help="Parts that need not fit: they start anew, or what has no place is left out, e.g. fusion,head_s2.",
             rich_help_panel=options.MODEL,
         ),
     ] = None,

@@ -49,7 +49,7 @@ class ConvertConfig:
     only: tuple[str, ...] = ()
     """Take these modalities and leave the others out; none named means all."""
     allow_missing: tuple[str, ...] = ()
-    """Parts that may be absent from the files (they start anew) or have no place in the model (they are left out)."""
+    """Parts that need not fit: absent or broken ones start anew, and what has no place in the model is left out."""
     heads: dict[str, Annotated[int, Field(ge=1)]] = field(default_factory=dict)
     """Attention heads of a modality's ViT or of `fusion`, where no preset has that width and depth."""
     native: dict[str, Annotated[int, Field(ge=PATCH, multiple_of=PATCH)]] = field(default_factory=dict)

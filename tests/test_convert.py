@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import shutil
 import sys
 import zipfile
 from collections.abc import Callable, Iterable
@@ -250,12 +251,27 @@ def test_gaps_surplus_and_clashes_are_refused_unless_they_are_named(
     assert 0 < float(found["encoder.fusion.project.weight"].std()) < 1
     assert torch.equal(found["encoder.rise.s2.projection.weight"], expected["encoder.rise.s2.projection.weight"])
 
-    for path in (out, tmp_path / "b"):
-        for file in path.iterdir():
-            file.unlink()
-        path.rmdir()
+    # A named part that does not fit starts anew as a whole, never in half.
+    for spoil in (lambda t: t.pop("decoder.0.bias"), lambda t: t.update({"decoder.0.bias": torch.zeros(3)})):
+        spoiled = tmp_path / "spoiled.pth"
+        shutil.copy(head, spoiled)
+        change(spoiled, spoil)
+        given = {"": [s2, fusion], "s2": [spoiled]}
+        with pytest.raises(SkysenseError, match="start anew: --allow-missing head_s2"):
+            converted([], tmp_path / "c", heads=heads, files=given, overwrite=True)
+        result = converted([], tmp_path / "c", heads=heads, files=given, overwrite=True, allow_missing=("head_s2",))
+        assert result.report.parts["head_s2"].matched == 0
+        name = "encoder.rise.s2.projection.weight"
+        assert not torch.equal(weights(tmp_path / "c")[name], expected[name])
+    spoiled.unlink()
+
+    for path in (out, tmp_path / "b", tmp_path / "c"):
+        shutil.rmtree(path)
     change(s2, lambda tensors: tensors.update({"layers.0.ln3.bias": torch.zeros(8)}))
     refused([s2], "1 tensors of the file have no place in the model: backbone_s2.layers.0.ln3.bias", heads={"s2": 2})
+    result = converted([s2], out, heads={"s2": 2}, allow_missing=("backbone_s2",))
+    assert "backbone_s2.layers.0.ln3.bias" in result.report.ignored
+    shutil.rmtree(out)
     change(s2, lambda tensors: (tensors.pop("layers.0.ln3.bias"), tensors.pop("layers.1.ln2.bias")))
     refused([s2], "1 tensors of the model are not in the file: encoders.s2.layers.1.norm2.bias", heads={"s2": 2})
     change(s2, lambda tensors: tensors.update({"layers.1.ln2.bias": torch.zeros(9)}))

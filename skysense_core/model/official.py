@@ -103,10 +103,11 @@ def load_official(
     """Fill a model from the one-file checkpoint, or from split files joined by `with_part`.
 
     Parts are `backbone_X` and `head_X` for each modality X, `fusion`, and `ctpe` (the dates). Wrapping levels
-    (`model`, `state_dict`) and a `module.` prefix are accepted. `allow_missing` names parts that may be absent as a
-    whole, from the file or from the model; `ignore` names tensors of the file that nothing is made of, and `permuted`
-    those that were reordered before. Norms of the Swin levels above the last one start at 1 and 0 where the file has
-    none; statistics and prototypes of the model are left alone.
+    (`model`, `state_dict`) and a `module.` prefix are accepted. `allow_missing` names parts that need not fit: what the
+    model has no place for is left out, and a head, the fusion or the dates start anew as a whole where a tensor is
+    missing or has another shape. An encoder is never taken in half. `ignore` names tensors of the file that nothing is
+    made of, and `permuted` those that were reordered before. Norms of the Swin levels above the last one start at 1 and
+    0 where the file has none; statistics and prototypes of the model are left alone.
 
     A model on the meta device takes the tensors themselves, so that what is mapped stays on disk.
 
@@ -129,7 +130,7 @@ def load_official(
             found[target], keys[target] = tensor, key
         elif (
             UNUSED.search(name)
-            or (part in allow_missing and part not in parts)
+            or part in allow_missing
             # What the spec switches off: dates, and the class token of the ViTs.
             or part == "ctpe"
             or (part in parts and name == "cls_token")
@@ -138,6 +139,11 @@ def load_official(
         else:
             surplus.append(key)
 
+    unfit = {official_part(n) for n in wanted if n not in found or found[n].shape != wanted[n].shape}
+    anew = {part for part in unfit & set(allow_missing) if not part.startswith("backbone_")}
+    for target in [name for name in found if official_part(name) in anew]:
+        ignored.append(keys[target])
+        del found[target]
     missing = [name for name in wanted if name not in found]
     absent = set(parts) - {official_part(name) for name in found}
     fresh = [n for n in missing if official_part(n) in absent & set(allow_missing) or is_finer_norm(model, n)]
@@ -248,15 +254,18 @@ def refuse_mismatch(
         if found[name].shape != wanted[name].shape
     ]
     odd = [name for name in found if found[name].dtype not in NUMBERS]
+
+    def anew(names: Sequence[str]) -> str:
+        parts = [part for part in dict.fromkeys(map(official_part, names)) if not part.startswith("backbone_")]
+        return f", or let it start anew: --allow-missing {','.join(parts)}" if parts else ""
+
     whole = [part for part in dict.fromkeys(map(official_part, missing)) if part in absent]
-    parts = {official_part(name) for name in wanted}
-    others = [part for part in dict.fromkeys(split_name(key)[0] for key in surplus) if part not in parts]
-    gap = f"Give the file of {', '.join(whole)} too, or let it start anew: --allow-missing {','.join(whole)}"
-    leave = f"To leave what the model has no part for out: --allow-missing {','.join(others)}"
+    gap = f"Give the file of {', '.join(whole)} too" if whole else "Get the file again; it is not whole"
+    left = ",".join(dict.fromkeys(split_name(key)[0] for key in surplus))
     for problem, names, fix in (
-        ("tensors of the model are not in the file", missing, gap if whole else "Get the file again; it is not whole."),
-        ("tensors of the file have no place in the model", surplus, leave if others else "Is it a file of SkySense?"),
-        ("tensors have another shape", clashes, "Name the bands that the file reads, or get the file again."),
+        ("tensors of the model are not in the file", missing, f"{gap}{anew(missing)}."),
+        ("tensors of the file have no place in the model", surplus, f"To leave them out: --allow-missing {left}"),
+        ("tensors have another shape", clashes, f"Name the bands that the file reads, or get it again{anew(clashes)}."),
         ("tensors are not of floating-point numbers of 16 bits and more", odd, "Use weights that are not quantised."),
     ):
         if names:
