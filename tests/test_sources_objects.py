@@ -259,6 +259,26 @@ def test_polygons_over_a_raster_are_objects_each_once(tmp_path: Path, write_rast
         areas.open("train", hr)
 
 
+def test_crossed_polygons_are_objects_and_flat_ones_are_named(
+    tmp_path: Path, write_raster: Callable[..., Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    grid = GeoBox.from_bbox((500000, 5000000, 500090, 5000090), "EPSG:32632", resolution=0.3)
+    pixels = np.random.default_rng(0).integers(1, 255, (3, *grid.shape)).astype(np.uint8)
+    raster = write_raster(tmp_path / "a.tif", pixels, grid, names=("red", "green", "blue"))
+    bow = shapely.Polygon([(500030, 5000030), (500036, 5000033), (500036, 5000030), (500030, 5000033)])
+    flat = shapely.Polygon([(500060, 5000060), (500066, 5000060), (500070, 5000060)])
+    assert not bow.is_valid
+    frame = gpd.GeoDataFrame({"kind": ["house", "house"]}, geometry=[bow, flat], crs=32632)
+    frame.to_file(tmp_path / "houses.gpkg")
+    table = {"source": "vector_boxes", "rasters": {"hr": str(raster)}, "labels": str(tmp_path / "houses.gpkg")}
+    _, source = sources.from_table({**table, "label_column": "kind", "block": 1, "val_share": 0.1, "test_share": 0.8})
+    split = source.open("test", {"hr": modalities.load("hr", {"window": 96})})
+    assert "1 objects of a" in split.notes
+    assert "1 rows have no polygon and are left out" in caplog.text
+    ((corners, _),) = split.known.values()
+    np.testing.assert_allclose(np.ptp(corners[0], axis=0), [20, 10], atol=0.1)  # 3 x 6 m in pixels
+
+
 def _once(source: VectorBoxes, part: str, hr: dict) -> list[np.ndarray]:
     """Objects of a part that count, of windows that do not overlap."""
     split = source.open(part, hr)
