@@ -24,10 +24,10 @@ from typing import Any
 
 import torch
 from memory import write_model, write_scene
-from predict import agreement, write_mirrored
+from predict import agreement, move, write_mirrored
 
 from skysense_core import runtime
-from skysense_core.checkpoint import load_model
+from skysense_core.checkpoint import load_description, load_model
 from skysense_core.convert import ConvertConfig, convert
 from skysense_core.export import ExportConfig, export
 from skysense_core.model.presets import preset
@@ -88,6 +88,8 @@ def compare(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
         write_scene(scene, options.side, options.side)
     else:
         write_mirrored(scene, options.image, options.side, options.side)
+        described = load_description(Path(options.model))
+        move(scene, described.modalities[described.reference].gsd, shift=0)
     export_seconds = {}
     for name, file in ENGINES.items():
         if file:
