@@ -208,13 +208,44 @@ def test_two_maps_are_compared_pixel_by_pixel(tmp_path: Path) -> None:
     assert (same.agreement, same.changes) == (1.0, ())
 
 
+def test_a_sample_larger_than_a_class_is_refused_and_nothing_is_written(tmp_path: Path) -> None:
+    codes = np.full((700, 600), 3, dtype=np.uint8)
+    codes[0, :5] = 2
+    path = write_map(tmp_path / "map.tif", codes)
+    with pytest.raises(UsageError, match=r"6 points are wanted, and the map has 5 pixels"):
+        sample(SampleConfig(map=str(path), out=tmp_path / "points.gpkg", n=12, allocation="equal", min_per_class=2))
+    assert not (tmp_path / "points.gpkg").exists()
+
+
+def test_points_without_a_crs_or_beside_the_map_say_what_to_do(tmp_path: Path) -> None:
+    codes = codes_of()
+    path = write_map(tmp_path / "map.tif", codes)
+    sample(SampleConfig(map=str(path), out=tmp_path / "points.gpkg", n=100))
+    frame = filled(tmp_path / "points.gpkg", codes)
+    frame.set_crs(None, allow_override=True).to_file(tmp_path / "bare.gpkg")
+    with pytest.raises(SkysenseError, match="CRS"):
+        area(AreaConfig(map=str(path), reference=tmp_path / "bare.gpkg"))
+    frame.set_geometry(frame.translate(1e6, 0)).to_file(tmp_path / "beside.gpkg")
+    with pytest.raises(SkysenseError, match="none of its 100 points lies on the map") as caught:
+        area(AreaConfig(map=str(path), reference=tmp_path / "beside.gpkg"))
+    assert "CRS" in str(caught.value)
+
+
 def test_maps_that_cannot_be_compared_are_refused(tmp_path: Path, write_raster: Callable[..., Path]) -> None:
     codes = codes_of()
     first = write_map(tmp_path / "a.tif", codes)
     moved = write_map(tmp_path / "b.tif", codes, grid=GRID.translate_pix(1, 0))
+    coarse = write_map(tmp_path / "e.tif", codes[::2, ::2].copy(), grid=GRID.zoom_out(2))
+    zone = write_map(tmp_path / "f.tif", codes, grid=GeoBox(GRID.shape, GRID.affine, "EPSG:32655"))
     fewer = write_map(tmp_path / "c.tif", np.where(codes == 255, codes, 0).astype(np.uint8), names=NAMES[:2])
     plain = write_raster(tmp_path / "d.tif", codes[None], GRID, nodata=255)
-    for second, message in ((moved, "--like"), (fewer, "different classes"), (plain, "not a result of skysense")):
+    for second, message in (
+        (moved, "--like"),
+        (coarse, "300 x 350 pixels"),
+        (zone, "EPSG:32655"),
+        (fewer, "different classes"),
+        (plain, "not a result of skysense"),
+    ):
         with pytest.raises(UsageError) as caught:
             compare(CompareConfig(first=str(first), second=str(second)))
         assert message in str(caught.value)
