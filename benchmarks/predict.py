@@ -42,7 +42,7 @@ from memory import write_model, write_scene
 from rasterio.windows import Window
 
 from skysense_core import runtime
-from skysense_core.checkpoint import load_description
+from skysense_core.description import load_description
 
 HERE = Path(__file__).parent
 WINDOW, OVERLAP, CLASSES = 512, 160, 10

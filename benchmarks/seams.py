@@ -18,9 +18,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from skysense_core.checkpoint import load_model, packaged_models
+from skysense_core.checkpoint import load_model
 from skysense_core.data.batch import Batch
 from skysense_core.data.scene import Scene, open_stacks
+from skysense_core.description import packaged_models
 from skysense_core.geo.windows import Lattice, Window
 from skysense_core.inference import Meter, plan_sweep, sweep
 from skysense_core.merge.raster import RasterMerger

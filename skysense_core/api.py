@@ -16,7 +16,8 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from skysense_core import runtime
-from skysense_core.checkpoint import load_bare, load_description, load_model
+from skysense_core.checkpoint import load_bare, load_model
+from skysense_core.description import load_description
 from skysense_core.embed.features import FeatureValues, choose, offered
 from skysense_core.embed.job import as_model
 from skysense_core.errors import SkysenseError, UsageError, unknown

@@ -13,7 +13,8 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from skysense_core import config, modalities, runtime
-from skysense_core.checkpoint import TOML, save_model
+from skysense_core.checkpoint import save_model
+from skysense_core.description import TOML
 from skysense_core.errors import UsageError, unknown
 from skysense_core.modalities import Modality
 from skysense_core.model.adapt import Adapted, from_timm, resize_positions

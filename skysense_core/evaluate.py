@@ -1,6 +1,5 @@
 """`skysense evaluate`: how good a model is on one part of a data set, beside what is reached without it."""
 
-import json
 import logging
 import math
 from collections.abc import Iterator
@@ -20,7 +19,7 @@ from skysense_core.data.sound import going_on, sound
 from skysense_core.errors import SkysenseError, UsageError
 from skysense_core.metrics import ClassMapMetrics, plot_confusion
 from skysense_core.progress import Bar
-from skysense_core.runs import CONFIG, METRICS, write_failures
+from skysense_core.runs import CONFIG, METRICS, write_failures, write_json
 from skysense_core.sources import Source
 from skysense_core.tasks import evaluation_chips, measure
 from skysense_core.types import PartName, Split
@@ -119,7 +118,7 @@ def evaluate(given: EvaluateConfig) -> EvaluateResult:
     if "confusion" in model:
         plot_confusion(out / "confusion.png", model)
     table = {"model": loaded.name, "digest": loaded.digest, "split": given.split, "scores": scores}
-    (out / METRICS).write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
+    write_json(out / METRICS, table)
     write_failures(out, failures)
     return EvaluateResult(scores=scores, folder=out, left_out=tuple(failures))
 

@@ -14,14 +14,14 @@ import tomli_w
 import torch
 
 from skysense_core import config, runtime
-from skysense_core.checkpoint import TOML, LoadedModel, load_model
+from skysense_core.checkpoint import LoadedModel, load_model
 from skysense_core.data.batch import Batch, collate
 from skysense_core.data.scene import open_stacks
+from skysense_core.description import EXPORTS, TOML
 from skysense_core.errors import SkysenseError, UsageError
 from skysense_core.geo.windows import Window
 from skysense_core.inference import plan_sweep
 from skysense_core.modalities import align_of, side_beside
-from skysense_core.model.exported import SUFFIXES
 from skysense_core.model.graph import example, trace, write_onnx, write_torch
 from skysense_core.tasks import ObjectOutput
 
@@ -131,8 +131,8 @@ def export(given: ExportConfig) -> ExportResult:
 
 def check_out(given: ExportConfig) -> Format:
     """The format that is meant. Raises UsageError where the suffix says another one or the file exists."""
-    suffixes = {kind: suffix for suffix, kind in SUFFIXES.items()}
-    found = SUFFIXES.get(given.out.suffix.lower())
+    suffixes = {kind: suffix for suffix, kind in EXPORTS.items()}
+    found = EXPORTS.get(given.out.suffix.lower())
     kind = given.format or found
     if kind is None or found != kind:
         wanted = " or ".join(suffixes.values()) if kind is None else suffixes[kind]

@@ -14,12 +14,13 @@ from torch import Tensor, nn
 
 from skysense_core import config, parallel, registry, runtime, sources
 from skysense_core.calibration import Calibration
-from skysense_core.checkpoint import Description, load_description, load_encoder, save_model
+from skysense_core.checkpoint import load_encoder, save_model
 from skysense_core.data.batch import Batch
 from skysense_core.data.chips import Augment, TrainingChips, window_of
 from skysense_core.data.loader import Part, evaluation_loader, label_fraction, training_loader
 from skysense_core.data.sound import going_on, sound
 from skysense_core.data.statistics import measure_bands, says_anything
+from skysense_core.description import Description, load_description
 from skysense_core.errors import SkysenseError, UsageError
 from skysense_core.gallery import Gallery, keep, noted, places
 from skysense_core.metrics import headline
@@ -28,7 +29,7 @@ from skysense_core.model.presets import ModelSpec, preset
 from skysense_core.model.skysense import SkySense
 from skysense_core.optim import OptimConfig
 from skysense_core.runreport import write_report
-from skysense_core.runs import METRICS, check_folder, write_failures
+from skysense_core.runs import METRICS, check_folder, write_failures, write_json
 from skysense_core.tasks import RasterOutput, Task, evaluation_chips, measure
 from skysense_core.trainer import Objective, TrainConfig, Trainer
 from skysense_core.types import Split
@@ -292,8 +293,7 @@ class _Run:
             licence=settings.licence,
         )
         if name == "best" and runtime.rank() == 0:
-            text = json.dumps(self.scores, indent=1)
-            (settings.out / METRICS).write_text(text + "\n", encoding="utf-8")
+            write_json(settings.out / METRICS, self.scores)
             output = self.task.output
             legend = list(zip(output.classes, output.colours, strict=True)) if isinstance(output, RasterOutput) else []
             keep(settings.out, chips=self.gallery.chips(tuple(colour for _, colour in legend)), legend=legend)

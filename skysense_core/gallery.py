@@ -3,7 +3,6 @@
 import base64
 import functools
 import io
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,7 +19,7 @@ from skysense_core.data.sound import going_on, readable
 from skysense_core.data.statistics import spread
 from skysense_core.modalities import Modality
 from skysense_core.preview import natural_colour, painted
-from skysense_core.runs import LOOKS
+from skysense_core.runs import LOOKS, read_json, write_json
 from skysense_core.types import IGNORE, Split
 
 SHOWN = 4
@@ -134,17 +133,9 @@ def places(parts: Mapping[str, Split]) -> dict[str, dict[str, Any]]:
 
 def noted(folder: Path, key: str) -> bool:
     """Whether something is kept already."""
-    return key in _kept(folder)
+    return key in read_json(folder / LOOKS)
 
 
 def keep(folder: Path, **looks: Any) -> None:
     """Keep what is to be shown in a run's folder, beside what was kept before."""
-    path, before = folder / LOOKS, _kept(folder)
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(before | looks), encoding="utf-8")
-    temporary.replace(path)
-
-
-def _kept(folder: Path) -> dict[str, Any]:
-    path = folder / LOOKS
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    write_json(folder / LOOKS, read_json(folder / LOOKS) | looks)

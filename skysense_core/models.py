@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from skysense_core.checkpoint import TOML, load_description, packaged_models
+from skysense_core.description import TOML, load_description, packaged_models
 from skysense_core.errors import SkysenseError
 
 DEPTH = 3

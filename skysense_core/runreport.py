@@ -13,7 +13,7 @@ from string import Template
 from typing import Any
 
 from skysense_core.errors import SkysenseError
-from skysense_core.runs import CONFIG, LOG, LOOKS, METRICS, REPORT, best_of
+from skysense_core.runs import CONFIG, LOG, LOOKS, METRICS, REPORT, best_of, read_json
 
 POINTS = 400
 """Most points of a curve; a page of a long training stays small."""
@@ -42,7 +42,7 @@ def write_report(folders: Sequence[Path], out: Path | None = None) -> Path:
 
 def scores_of(folder: Path) -> dict[str, float]:
     """The single scores of a run's best model; empty where it has not validated yet."""
-    return {key: value for key, value in _json(folder / METRICS).items() if isinstance(value, float)}
+    return {key: value for key, value in read_json(folder / METRICS).items() if isinstance(value, float)}
 
 
 def _run(folder: Path) -> dict[str, Any]:
@@ -50,8 +50,8 @@ def _run(folder: Path) -> dict[str, Any]:
         raise SkysenseError(f"{folder}: no run: it has no {CONFIG}", fix="Give the --out folder of a training.")
     settings = (folder / CONFIG).read_text(encoding="utf-8")
     lines = _lines(folder / LOG)
-    looks = _json(folder / LOOKS)
-    scores = _json(folder / METRICS)
+    looks = read_json(folder / LOOKS)
+    scores = read_json(folder / METRICS)
     steps = max((line["step"] for line in lines), default=0)
     return {
         "name": folder.resolve().name,
@@ -90,7 +90,3 @@ def _lines(path: Path) -> list[dict[str, Any]]:
     if not path.is_file():
         return []
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
-
-
-def _json(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}

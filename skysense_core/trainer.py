@@ -27,7 +27,7 @@ from skysense_core.errors import Interrupted, SkysenseError, UsageError
 from skysense_core.flops import count_flops
 from skysense_core.optim import OptimConfig
 from skysense_core.progress import Bar
-from skysense_core.runs import RunLog, RunState, begin
+from skysense_core.runstate import RunLog, RunState, begin
 
 log = logging.getLogger(__name__)
 

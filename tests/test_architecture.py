@@ -17,9 +17,21 @@ CORE, CLI = "skysense_core", "skysense_cli"
 
 ROWS = (
     {"types", "config", "registry", "errors", "progress", "runtime"},
-    {"losses", "geo", "optim", "metrics", "calibration", "stratified", "modalities", "parallel", "flops", "data.batch"},
-    {"model", "data", "merge", "average_precision", "cards", "runs", "preview"},
-    {"tasks", "sources"},
+    {
+        "losses",
+        "geo",
+        "optim",
+        "metrics",
+        "calibration",
+        "stratified",
+        "modalities",
+        "parallel",
+        "flops",
+        "runs",
+        "data.batch",
+    },
+    {"model", "data", "merge", "average_precision", "cards", "runstate", "preview"},
+    {"tasks", "sources", "description"},
     {"trainer", "checkpoint", "inference", "cluster", "baselines", "mapreport", "runreport", "gallery", "probe"},
 )
 """A module imports lower rows only, and errors. Other modules of the core are verbs (row 5)."""

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from skysense_core import checkpoint, config, modalities
+from skysense_core import checkpoint, config, description, modalities
 from skysense_core.data.batch import Batch, Series
 from skysense_core.errors import SkysenseError, UsageError
 from skysense_core.model.presets import ModelSpec
@@ -107,18 +107,18 @@ def test_a_model_is_replaced_whole_or_not_at_all(folder: Path, monkeypatch: pyte
 
 def test_a_run_folder_means_its_best_model(tmp_path: Path) -> None:
     save(tmp_path / "last", built(), name="last")
-    assert checkpoint.find_model(tmp_path) == tmp_path / "last"
+    assert description.find_model(tmp_path) == tmp_path / "last"
     save(tmp_path / "best", built(), name="best")
     assert checkpoint.load_description(tmp_path).name == "best"
 
 
 def test_packaged_models_are_known_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(checkpoint, "ZOO", tmp_path)
+    monkeypatch.setattr(description, "ZOO", tmp_path)
     save(tmp_path / "ponds-hr", built())
-    assert checkpoint.packaged_models() == {"ponds-hr": tmp_path / "ponds-hr"}
-    assert checkpoint.find_model(Path("ponds-hr")) == tmp_path / "ponds-hr"
+    assert description.packaged_models() == {"ponds-hr": tmp_path / "ponds-hr"}
+    assert description.find_model(Path("ponds-hr")) == tmp_path / "ponds-hr"
     with pytest.raises(SkysenseError, match=r"did you mean ponds-hr\? Packaged: ponds-hr"):
-        checkpoint.find_model(Path("pond-hr"))
+        description.find_model(Path("pond-hr"))
 
 
 @pytest.mark.parametrize("name", ["model.pth", "m.pt", "m.ckpt", "m.PKL", "m.bin"])

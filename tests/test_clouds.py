@@ -13,8 +13,9 @@ from surfaces import S1, UTM
 from torch import Tensor, nn
 
 from skysense_core import modalities, predict, sources
-from skysense_core.checkpoint import Description, LoadedModel
+from skysense_core.checkpoint import LoadedModel
 from skysense_core.data.batch import Batch
+from skysense_core.description import Description
 from skysense_core.errors import SkysenseError, UsageError
 from skysense_core.geo.raster import ReadOptions, open_stack
 from skysense_core.predict import PredictConfig

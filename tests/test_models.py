@@ -6,7 +6,7 @@ from pathlib import Path
 from typer.testing import CliRunner
 
 from skysense_cli.app import app
-from skysense_core.checkpoint import packaged_models
+from skysense_core.description import packaged_models
 
 
 def listed(*arguments: str) -> list[dict]:

@@ -22,8 +22,9 @@ from rio_cogeo import cog_validate
 from torch import Tensor, nn
 
 from skysense_core import modalities, predict
-from skysense_core.checkpoint import Description, LoadedModel, save_model
+from skysense_core.checkpoint import LoadedModel, save_model
 from skysense_core.data.batch import Batch
+from skysense_core.description import Description
 from skysense_core.errors import Interrupted, SkysenseError, UsageError
 from skysense_core.geo.mosaic import open_result
 from skysense_core.geo.raster import ReadOptions

@@ -15,8 +15,9 @@ from pyproj import Transformer
 from torch import Tensor, nn
 
 from skysense_core import modalities, predict
-from skysense_core.checkpoint import Description, LoadedModel
+from skysense_core.checkpoint import LoadedModel
 from skysense_core.data.batch import Batch
+from skysense_core.description import Description
 from skysense_core.predict import PredictConfig
 from skysense_core.predict.products import measure_confidence
 from skysense_core.tasks.segmentation import Segmentation

@@ -87,6 +87,35 @@ def test_an_interrupted_run_has_a_page_and_a_long_one_is_small(run: Path, tmp_pa
     assert page.stat().st_size < 3_000_000
 
 
+def test_a_run_that_was_killed_early_or_while_it_wrote(run: Path, tmp_path: Path) -> None:
+    early = tmp_path / "early"
+    early.mkdir()
+    shutil.copy(run / "config.toml", early)
+    done = CliRunner().invoke(app, ["report", str(early), "--json"])  # not one step is logged yet
+    assert done.exit_code == 0, done.output
+    (told,) = data_of(early / "report.html")["runs"]
+    assert told["curves"] == {"train": {}, "val": {}}
+    assert "0 steps" in told["state"]
+    for name in ("metrics.json", "looks.json"):
+        broken = tmp_path / name / "run"
+        shutil.copytree(run, broken)
+        text = (run / name).read_text()
+        (broken / name).write_text(text[: len(text) // 2])
+        with pytest.raises(SkysenseError, match=rf"{name}: cut short") as caught:
+            write_report([broken])
+        assert "Delete it" in str(caught.value)
+        (broken / name).unlink()
+        write_report([broken])
+
+
+def test_a_page_needs_no_font_that_a_machine_may_lack(run: Path) -> None:
+    text = (run / "report.html").read_text()
+    families = re.findall(r"[{; ]font(?:-family)?: ([^;}]+)", text)
+    assert families
+    assert all(one.strip().endswith(("sans-serif", "monospace", "inherit")) for one in families)
+    assert "@font-face" not in text
+
+
 def test_runs_are_compared_and_strangers_refused(run: Path, tmp_path: Path) -> None:
     other = tmp_path / "other"
     shutil.copytree(run, other)

@@ -13,6 +13,7 @@ from stac_model.schema import MLModelProperties
 from test_checkpoint import built, save
 
 from skysense_core import checkpoint
+from skysense_core.description import packaged_models
 from skysense_core.errors import SkysenseError
 from skysense_core.tasks.segmentation import Segmentation
 
@@ -30,7 +31,7 @@ def items(tmp_path: Path) -> dict[str, Path]:
     return {"ponds": save(tmp_path / "ponds", built()), "encoder": encoder, "strange": strange, **ZOO}
 
 
-ZOO = checkpoint.packaged_models()
+ZOO = packaged_models()
 
 
 @pytest.mark.parametrize("which", ["ponds", "encoder", "strange", *ZOO])

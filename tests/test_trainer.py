@@ -209,7 +209,7 @@ def test_a_full_disk_leaves_the_last_good_state(tmp_path: Path, monkeypatch: pyt
         path.write_bytes(b"half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("skysense_core.runs.save_file", full)
+    monkeypatch.setattr("skysense_core.runstate.save_file", full)
     with pytest.raises(SkysenseError, match="No space left"):
         trainer.state.save(99, trainer.objective, trainer.optimizer)
     assert [(path.name, path.read_bytes()) for path in sorted((tmp_path / "state").iterdir())] == before

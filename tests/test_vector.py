@@ -10,7 +10,8 @@ from odc.geo.geobox import GeoBox
 from shapely import LineString, Point, Polygon, box
 
 from skysense_core.errors import SkysenseError, UsageError
-from skysense_core.geo.vector import footprint_lonlat, load_aoi, load_polygons, rasterize
+from skysense_core.geo.outline import footprint_lonlat
+from skysense_core.geo.vector import load_aoi, load_polygons, rasterize
 
 UTM = GeoBox((60, 80), Affine(10, 0, 500000, 0, -10, 5000000), "EPSG:32633")
 LEFT, RIGHT = box(500000, 4999400, 500400, 5000000), box(500400, 4999400, 500800, 5000000)

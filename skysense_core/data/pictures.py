@@ -16,8 +16,8 @@ from skysense_core.errors import SkysenseError
 from skysense_core.geo.files import open_file
 from skysense_core.geo.labels import Legend
 from skysense_core.geo.options import ReadOptions
+from skysense_core.geo.outline import footprint_lonlat
 from skysense_core.geo.raster import read_picture
-from skysense_core.geo.vector import footprint_lonlat
 from skysense_core.modalities import Modality
 from skysense_core.types import ClassMap, ClassMaps, PartName, Raster, Sample
 

@@ -4,21 +4,24 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from affine import Affine
-from geopandas import GeoDataFrame
 from odc.geo.geobox import GeoBox
 
 from skysense_core.data.transforms import subsample_dates
 from skysense_core.errors import UsageError, unknown
 from skysense_core.geo.grid import crs_of, ground_gsd, place, scaled, transform
+from skysense_core.geo.outline import LONLAT
 from skysense_core.geo.paths import is_remote
 from skysense_core.geo.raster import ReadOptions, Stack, open_stack
-from skysense_core.geo.vector import LONLAT
 from skysense_core.geo.windows import Window, cells_of, pixels_of, reflect_pad
 from skysense_core.modalities import Modality, finest, side_beside
 from skysense_core.types import Raster, Sample
+
+if TYPE_CHECKING:  # it is for predictions within polygons, and takes long to import
+    from geopandas import GeoDataFrame
 
 SAME_GSD = 0.1
 """A scene whose pixel size differs less from the model's is used as it is: training has seen as much."""
@@ -109,7 +112,7 @@ class Scene:
     reference: str
     grid: GeoBox
     """The reference modality's grid at the pixel size that the model gets."""
-    area: GeoDataFrame | None = None
+    area: "GeoDataFrame | None" = None
     """Polygons in the grid's CRS; windows that touch none are not read."""
     cell: int = 1
     """Side of a cell in pixels."""

@@ -16,9 +16,10 @@ from shapely import box, union_all
 from shapely.geometry.base import BaseGeometry
 
 from skysense_core import runtime
-from skysense_core.checkpoint import Description, LoadedModel, load_bare
+from skysense_core.checkpoint import LoadedModel, load_bare
 from skysense_core.data.batch import collate
 from skysense_core.data.scene import open_stacks
+from skysense_core.description import Description
 from skysense_core.embed.features import (
     FUSED_MM,
     FeatureValues,
@@ -32,7 +33,8 @@ from skysense_core.embed.settings import SHARED, EmbedConfig
 from skysense_core.errors import SkysenseError, UsageError, unknown
 from skysense_core.geo.cog import Product
 from skysense_core.geo.grid import crs_of, ground_gsd
-from skysense_core.geo.vector import footprint_lonlat, load_polygons
+from skysense_core.geo.outline import footprint_lonlat
+from skysense_core.geo.vector import load_polygons
 from skysense_core.geo.windows import pixels_of
 from skysense_core.geo.zonal import CELLS, EMBEDDING, squares, write_means
 from skysense_core.inference import observations

@@ -176,7 +176,12 @@ def pixel_size(geobox: GeoBox) -> float:
 
 
 def ground_gsd(geobox: GeoBox) -> float:
-    """Metres on the ground per pixel at the centre of a grid: the root of the pixel's area on the CRS's own ellipsoid.
+    """Metres on the ground per pixel at the centre of a grid: the root of the area of `ground_pixel`."""
+    return math.sqrt(math.prod(ground_pixel(geobox)))
+
+
+def ground_pixel(geobox: GeoBox) -> tuple[float, float]:
+    """Metres on the ground across and along the pixel at the centre of a grid, on the CRS's own ellipsoid.
 
     True for degrees (EPSG:4326) and for web mercator, whose metres are not metres. Raises SkysenseError where the
     centre of the grid lies nowhere on the ground.
@@ -194,4 +199,4 @@ def ground_gsd(geobox: GeoBox) -> float:
         raise SkysenseError(f"the centre of the grid in {_title(crs)} lies nowhere on the ground")
     _, _, across = ellipsoid.inv(lon[0], lat[0], lon[1], lat[1])
     _, _, along = ellipsoid.inv(lon[2], lat[2], lon[3], lat[3])
-    return math.sqrt(across * along)
+    return float(across), float(along)

@@ -6,9 +6,6 @@ import re
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, metadata, requires, version
 
-import torch
-
-from skysense_core import runtime
 from skysense_core.geo.quicklook import gdal_version
 
 _EXTRA = re.compile(r"extra == ['\"]([\w-]+)['\"]")
@@ -48,6 +45,8 @@ class MachineInfo:
 
 def look_around() -> MachineInfo:
     """The machine that this process runs on."""
+    import torch  # takes seconds, and what else `info` looks at needs none of it
+
     return MachineInfo(
         skysense=version("skysense"),
         python=platform.python_version(),
@@ -62,6 +61,10 @@ def look_around() -> MachineInfo:
 
 
 def _devices() -> dict[str, Device]:
+    import torch
+
+    from skysense_core import runtime
+
     found = {}
     for number in range(torch.cuda.device_count()):
         device = torch.device("cuda", number)

@@ -2,25 +2,23 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from datetime import timedelta
 
 import numpy as np
-import pandas as pd
 from jaxtyping import Num
 
-from skysense_core import modalities, sources
+from skysense_core import modalities
 from skysense_core.data.scene import model_grid, of_level
-from skysense_core.errors import SkysenseError, UsageError
+from skysense_core.errors import SkysenseError
 from skysense_core.geo import bands, dates, quicklook, units
 from skysense_core.geo.grid import ground_gsd
 from skysense_core.geo.options import ReadOptions
-from skysense_core.geo.paths import expand, is_cube, is_document, is_plain, is_product
+from skysense_core.geo.outline import footprint_lonlat
+from skysense_core.geo.paths import expand, is_cube, is_document, is_product
 from skysense_core.geo.raster import Stack, assemble, open_product
 from skysense_core.geo.series import Product
-from skysense_core.geo.vector import footprint_lonlat
 from skysense_core.modalities import Modality
 
-CANNOT = "info shows stores, models (folders, .pt2, .onnx), runs, and what predict reads: rasters, products, cubes."
 PERCENTILES = (2, 50, 98)
 FAR = 2.0
 """A median so many standard deviations from a model's mean is not what it was trained with."""
@@ -92,26 +90,12 @@ class RasterInfo:
 def look_at(path: str, models: Mapping[str, Mapping[str, Modality]]) -> RasterInfo:
     """What the reader finds at a path, held against the packaged modalities and those of `models`, by their names.
 
-    Raises SkysenseError where nothing can be read there, and UsageError for a folder that is something else.
+    Raises SkysenseError where nothing can be read there.
     """
-    folder = Path(path)
-    layout = _layout(folder) if is_plain(path) and folder.is_dir() else None
-    if layout is not None:
-        raise UsageError(
-            f"{path} is a data set of the layout {layout}. {CANNOT}",
-            fix=f"A store of it: skysense ingest {path} --out STORE",
-        )
-    try:
-        paths = expand(path)
-        options = ReadOptions()
-        products = [open_product(one, options, None, None, georeferenced=False) for one in paths]
-        stack = assemble(products, None, None, options)
-    except SkysenseError as error:
-        if not is_plain(path) or not folder.exists():
-            raise
-        raise UsageError(
-            f"{path}: neither a store, a model nor a run, and no raster: {error.message}", fix=CANNOT
-        ) from None
+    paths = expand(path)
+    options = ReadOptions()
+    products = [open_product(one, options, None, None, georeferenced=False) for one in paths]
+    stack = assemble(products, None, None, options)
     georeferenced = stack.geobox.crs is not None
     box = stack.geobox.boundingbox
     gsd = ground_gsd(stack.geobox) if georeferenced else None
@@ -133,7 +117,7 @@ def look_at(path: str, models: Mapping[str, Mapping[str, Modality]]) -> RasterIn
         gsd=gsd,
         lonlat=footprint_lonlat(stack.geobox)[1] if georeferenced else None,
         bands=stack.band_names,
-        dates=tuple(str(dates.EPOCH + pd.Timedelta(days=int(day))) for day in stack.days[stack.dated]),
+        dates=tuple(str(dates.EPOCH + timedelta(days=int(day))) for day in stack.days[stack.dated]),
         undated=int((~stack.dated).sum()),
         level=stack.level,
         unit=unit,
@@ -214,12 +198,3 @@ def _scale(stack: Stack, values: Mapping[str, Range], unit: str | None) -> str:
     else:
         guess = "not known"
     return f"{guess}: {seen}"
-
-
-def _layout(folder: Path) -> str | None:
-    """The data set whose layout a folder has; images by themselves are none, the reader reads them."""
-    try:
-        name = sources.detect(folder)
-    except UsageError:
-        return None
-    return None if name == "images" else name

@@ -11,7 +11,8 @@ from skysense_core.data.scene import FACTOR
 from skysense_core.errors import SkysenseError, UsageError
 from skysense_core.geo.grid import ground_gsd
 from skysense_core.geo.labels import Labels, open_labels
-from skysense_core.geo.vector import LONLAT, load_aoi
+from skysense_core.geo.outline import LONLAT
+from skysense_core.geo.vector import load_aoi
 from skysense_core.ingest.grid import Cells, Lattice, cells_over, footprints
 from skysense_core.ingest.inputs import Inputs, open_inputs
 from skysense_core.ingest.pack import Legend

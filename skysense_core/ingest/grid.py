@@ -17,7 +17,7 @@ from shapely.geometry.base import BaseGeometry
 
 from skysense_core.errors import SkysenseError, UsageError
 from skysense_core.geo.grid import transform
-from skysense_core.geo.vector import LONLAT, footprint_lonlat
+from skysense_core.geo.outline import LONLAT, footprint_lonlat
 from skysense_core.geo.windows import Window
 from skysense_core.modalities import CELL, CELLS, Modality, side_beside
 

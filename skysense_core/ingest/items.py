@@ -4,9 +4,10 @@ from dataclasses import replace
 
 from skysense_core import modalities
 from skysense_core.errors import UsageError
+from skysense_core.geo.outline import LONLAT
 from skysense_core.geo.search import Box, is_api, search
 from skysense_core.geo.units import DECIBEL
-from skysense_core.geo.vector import LONLAT, load_aoi
+from skysense_core.geo.vector import load_aoi
 from skysense_core.ingest.settings import IngestConfig
 
 

@@ -21,8 +21,6 @@ from skysense_core.modalities import Modality
 from skysense_core.model.files import check_archive
 from skysense_core.model.graph import DESCRIPTION, Tensors, tensors_of
 
-SUFFIXES = {".pt2": "torch-export", ".onnx": "onnx"}
-"""Formats by the suffix of their files."""
 RECORDS = re.compile(
     r"[^/]+/(archive_format|archive_version|byteorder|\.data/(version|serialization_id)|models/model\.json"
     r"|data/weights/(weight_\d+|model_weights_config\.json)|data/constants/(tensor_\d+|model_constants_config\.json)"

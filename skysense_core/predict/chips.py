@@ -13,14 +13,15 @@ import torch
 from tqdm import tqdm
 
 from skysense_core import registry, runtime
-from skysense_core.checkpoint import LoadedModel, load_description, load_model
+from skysense_core.checkpoint import LoadedModel, load_model
 from skysense_core.data import transforms
 from skysense_core.data.batch import collate
+from skysense_core.description import load_description
 from skysense_core.errors import SkysenseError, UsageError
 from skysense_core.geo.options import ReadOptions
+from skysense_core.geo.outline import footprint_lonlat
 from skysense_core.geo.paths import RASTERS, natural
 from skysense_core.geo.raster import read_picture
-from skysense_core.geo.vector import footprint_lonlat
 from skysense_core.modalities import Modality
 from skysense_core.predict.settings import PredictConfig
 from skysense_core.types import Sample

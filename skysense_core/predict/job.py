@@ -16,10 +16,11 @@ from odc.geo.geobox import GeoBox
 from torch import Tensor
 
 from skysense_core import config, runtime
-from skysense_core.checkpoint import Description, LoadedModel, load_description, load_model, packaged_models
+from skysense_core.checkpoint import LoadedModel, load_model
 from skysense_core.data.batch import Batch, collate
 from skysense_core.data.epochs import compare_epochs
 from skysense_core.data.scene import model_grid, open_epochs, open_stacks
+from skysense_core.description import Description, load_description, packaged_models
 from skysense_core.errors import UsageError
 from skysense_core.geo.cache import block_cache
 from skysense_core.geo.cog import BLOCK, Product

@@ -22,8 +22,8 @@ import pyarrow.parquet
 from skysense_core.data.scene import read_place
 from skysense_core.errors import SkysenseError, UsageError
 from skysense_core.geo.grid import scaled
+from skysense_core.geo.outline import footprint_lonlat
 from skysense_core.geo.raster import ReadOptions, open_stack
-from skysense_core.geo.vector import footprint_lonlat
 from skysense_core.modalities import Modality, finest
 from skysense_core.sources import About
 from skysense_core.types import PartName, Sample, Tags

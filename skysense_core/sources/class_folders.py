@@ -18,9 +18,9 @@ from skysense_core.data.parts import shuffled
 from skysense_core.data.sound import readable
 from skysense_core.errors import SkysenseError, UsageError
 from skysense_core.geo.options import ReadOptions
+from skysense_core.geo.outline import footprint_lonlat
 from skysense_core.geo.paths import RASTERS, natural
 from skysense_core.geo.raster import read_picture
-from skysense_core.geo.vector import footprint_lonlat
 from skysense_core.modalities import Modality
 from skysense_core.sources import About
 from skysense_core.types import PartName, Sample, Tags

@@ -19,8 +19,8 @@ from skysense_core import modalities as modality_files
 from skysense_core.data.scene import read_place
 from skysense_core.errors import SkysenseError, UsageError
 from skysense_core.geo.options import ReadOptions
+from skysense_core.geo.outline import footprint_lonlat
 from skysense_core.geo.raster import open_stack
-from skysense_core.geo.vector import footprint_lonlat
 from skysense_core.modalities import Modality
 from skysense_core.sources import About
 from skysense_core.types import PartName, Sample, Tags

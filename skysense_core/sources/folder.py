@@ -22,9 +22,9 @@ from skysense_core.geo.files import open_file
 from skysense_core.geo.grid import ground_gsd
 from skysense_core.geo.labels import Classes, Legend
 from skysense_core.geo.options import ReadOptions
+from skysense_core.geo.outline import footprint_lonlat
 from skysense_core.geo.paths import RASTERS, natural
 from skysense_core.geo.raster import read_picture
-from skysense_core.geo.vector import footprint_lonlat
 from skysense_core.modalities import Modality
 from skysense_core.sources import About
 from skysense_core.types import IGNORE, ClassMap, PartName, Raster, Sample

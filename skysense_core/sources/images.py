@@ -19,9 +19,9 @@ from skysense_core.geo.blocks import cut
 from skysense_core.geo.files import open_file
 from skysense_core.geo.grid import ground_gsd
 from skysense_core.geo.options import ReadOptions
+from skysense_core.geo.outline import footprint_lonlat
 from skysense_core.geo.paths import natural
 from skysense_core.geo.raster import open_picture
-from skysense_core.geo.vector import footprint_lonlat
 from skysense_core.geo.windows import Window
 from skysense_core.modalities import Modality
 from skysense_core.sources import About

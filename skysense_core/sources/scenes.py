@@ -33,6 +33,7 @@ from skysense_core.geo.blocks import Block, Place
 from skysense_core.geo.grid import crs_of, ground_gsd, scaled
 from skysense_core.geo.labels import UNKNOWN, Classes, Legend, Truth, open_labels
 from skysense_core.geo.options import NONE, ReadOptions
+from skysense_core.geo.outline import footprint_lonlat
 from skysense_core.geo.paths import is_plain
 from skysense_core.geo.raster import Stack, open_stack
 from skysense_core.geo.windows import Window
@@ -198,7 +199,7 @@ class Scenes:
                 known = scene.shows(area) if truth is None else truth.read(area.geobox(scene.grid)) != IGNORE
                 if truth is not None and self.unlabelled != UNKNOWN:  # even where there is no image, there is a label
                     known &= scene.shows(area)
-                ground, _ = vector.footprint_lonlat(area.geobox(scene.grid))
+                ground, _ = footprint_lonlat(area.geobox(scene.grid))
                 chosen = scene.split is not None
                 yield Block.of(known, window, scene=scene.name, area=area, ground=ground, part=part, chosen=chosen)
 
@@ -244,7 +245,7 @@ class ScenesSplit:
         name, place = self.windows[index]
         grid = self._grid(index)
         images = read_place(self.scenes[name][0].stacks, self.modalities, grid)
-        footprint, lonlat = vector.footprint_lonlat(grid)
+        footprint, lonlat = footprint_lonlat(grid)
         return Sample(
             id=f"{name}:{place.row},{place.col}",
             epochs=(images,),

@@ -27,7 +27,7 @@ from skysense_core.data.points import Form, Observations, Values
 from skysense_core.errors import SkysenseError, UsageError
 from skysense_core.geo.grid import transform
 from skysense_core.geo.labels import UNKNOWN, Classes, Legend, text_of
-from skysense_core.geo.vector import LONLAT, footprint_lonlat
+from skysense_core.geo.outline import LONLAT, footprint_lonlat
 from skysense_core.modalities import CELL, CELLS, Modality, finest
 from skysense_core.sources import About
 from skysense_core.types import IGNORE, ClassMap, PartName, Raster, Sample, ValueMap

@@ -17,9 +17,9 @@ from odc.geo.geobox import GeoBox
 from skysense_core import modalities as modality_files
 from skysense_core.data.scene import read_place
 from skysense_core.errors import SkysenseError, UsageError
+from skysense_core.geo.outline import footprint_lonlat
 from skysense_core.geo.raster import ReadOptions, Stack, open_stack
 from skysense_core.geo.series import SHIFTED_BASELINE
-from skysense_core.geo.vector import footprint_lonlat
 from skysense_core.modalities import Modality, finest
 from skysense_core.sources import About
 from skysense_core.types import ClassMap, PartName, Sample

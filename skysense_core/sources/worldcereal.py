@@ -20,8 +20,8 @@ from skysense_core.errors import SkysenseError, UsageError
 from skysense_core.geo.clouds import SCL, Masked
 from skysense_core.geo.grid import scaled
 from skysense_core.geo.labels import UNKNOWN, Classes, Legend, text_of
+from skysense_core.geo.outline import footprint_lonlat
 from skysense_core.geo.raster import ReadOptions, Stack, open_stack
-from skysense_core.geo.vector import footprint_lonlat
 from skysense_core.modalities import Modality, finest
 from skysense_core.sources import About
 from skysense_core.types import ClassMap, PartName, Sample

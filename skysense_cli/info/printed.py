@@ -1,16 +1,14 @@
-"""`skysense info`: what a store, a model, a run or a raster holds."""
+"""How `skysense info` prints what it found, data sets excepted."""
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-import typer
-
-from skysense_cli import console, options
+from skysense_cli import console
 
 if TYPE_CHECKING:
-    from skysense_core.info import Content, Info, MachineInfo, ModelInfo, RasterInfo, RunInfo, SourcesInfo, StoreInfo
+    from skysense_core.info import MachineInfo, ModelInfo, RasterInfo, RunInfo, SourcesInfo, StoreInfo
     from skysense_core.info.scene import Fit
+    from skysense_core.info.stored import Content
     from skysense_core.modalities import Modality
 
 BAR = 40
@@ -19,93 +17,8 @@ MONTHS = 36
 """A chart of more months than these is one of years."""
 
 
-def info(
-    path: Annotated[
-        str | None,
-        typer.Argument(
-            metavar="PATH",
-            help="A store, a model or run folder, a raster, a product or a cube; sources for a table of data sets.",
-        ),
-    ] = None,
-    model: options.Model = None,
-    machine: Annotated[
-        bool,
-        typer.Option(
-            "--machine",
-            help="Of this machine instead: devices, memory, bf16, GDAL, extras.",
-            rich_help_panel=options.MACHINE,
-        ),
-    ] = False,
-    map_to: Annotated[
-        Path | None,
-        typer.Option(
-            "--map",
-            metavar="FILE",
-            help="Draw where the samples of a store lie: .html (opens without a network) or .png.",
-            rich_help_panel=options.OUTPUT,
-        ),
-    ] = None,
-    overwrite: options.Overwrite = False,
-    json: options.Json = False,
-    quiet: options.Quiet = False,
-    verbose: options.Verbose = False,
-) -> None:
-    """Print what lies at a path.
-
-    Of a store: samples, area, dates, validity, labels, parts and disk. Of a model: task, classes, inputs, scores and
-    licence. Of a run: how far it is. Of a raster: grid, bands, dates, level, how it is stored, its values, a guess of
-    sensor and unit with the evidence, and which packaged models (and --model) read it, with how far its values lie
-    from theirs; a sample of the pixels is looked at. The word sources prints every data set that finetune, evaluate
-    and pretrain read: tasks, classes, split, licence, where to get it. The last line is what to run next.
-
-    \b
-    Examples:
-      skysense info store/ --map store.html
-      skysense info runs/mine
-      skysense info S2A_MSIL2A_20240601.SAFE
-      skysense info scene.tif --model runs/mine
-      skysense info sources
-      skysense info --machine
-    """
-    console.start_logging(quiet=quiet, verbose=verbose)
-    from skysense_core.errors import UsageError
-    from skysense_core.info import as_table, next_command
-    from skysense_core.info import info as look
-    from skysense_core.info.machine import look_around
-
-    if map_to is not None and map_to.exists() and not overwrite:
-        raise UsageError(f"{map_to} exists", fix="Use --overwrite, or another --map.")
-    if machine == (path is not None):
-        raise UsageError("give a PATH or --machine", fix="skysense info PATH, or skysense info --machine")
-    found = look_around() if path is None else look(path, map_to, model)
-    if json:
-        console.print_json(as_table(found))
-    elif not quiet:
-        _print(found)
-        if map_to is not None:
-            console.print_facts({"map": str(map_to)})
-        if following := next_command(found):
-            console.print_facts({"next": following})
-
-
-def _print(found: "Info") -> None:
-    from skysense_core.info import MachineInfo, ModelInfo, RasterInfo, RunInfo, SourcesInfo
-
-    if isinstance(found, MachineInfo):
-        _print_machine(found)
-    elif isinstance(found, SourcesInfo):
-        _print_sources(found)
-    elif isinstance(found, RasterInfo):
-        _print_raster(found)
-    elif isinstance(found, ModelInfo):
-        _print_model(found)
-    elif isinstance(found, RunInfo):
-        _print_run(found)
-    else:
-        _print_store(found)
-
-
-def _print_sources(found: "SourcesInfo") -> None:
+def print_sources(found: "SourcesInfo") -> None:
+    """The table of data sets."""
     columns = ("source", "tasks", "modalities", "classes", "split", "licence", "from")
     rows = [
         (name, ", ".join(one.tasks), ", ".join(one.modalities), one.classes, one.split, one.licence, one.where)
@@ -114,7 +27,8 @@ def _print_sources(found: "SourcesInfo") -> None:
     console.print_table("Data sets by layout (--source)", columns, rows)
 
 
-def _print_store(found: "StoreInfo") -> None:
+def print_store(found: "StoreInfo") -> None:
+    """What a store holds."""
     facts = {
         "store": str(found.path),
         "samples": f"{found.samples:,}",
@@ -126,39 +40,43 @@ def _print_store(found: "StoreInfo") -> None:
     if found.failures:
         facts["failed"] = f"inputs that could not be read, see failures.jsonl: {found.failures}"
     console.print_facts(facts)
-    rows = [(name or "in no part", f"{count:,}", _share(count, found.samples)) for name, count in found.splits.items()]
+    rows = [
+        (name or "in no part", f"{count:,}", share_of(count, found.samples)) for name, count in found.splits.items()
+    ]
     console.print_table("Parts", ("part", "samples", "share"), rows)
     columns = ("modality", "bands", "level", "unit", "pixel", "samples", "images", "valid")
     console.print_table("Modalities", columns, [_content(name, one) for name, one in found.modalities.items()])
     for name, one in found.modalities.items():
         if one.months:
-            _print_bars(f"Images of {name}", _periods(one.months))
+            print_bars(f"Images of {name}", _periods(one.months))
         if one.undated:
             console.print_facts({name: f"images without a date: {one.undated}"})
         for note in one.notes:
             console.print_facts({name: note})
     if found.labels:
-        _print_bars("Labelled pixels", found.labels)
+        print_bars("Labelled pixels", found.labels)
 
 
 def _content(name: str, one: "Content") -> Sequence[str]:
     samples, images = f"{one.samples:,}", f"{one.images:,}"
-    return name, *_inputs(one.modality), samples, images, console.percent(one.valid)
+    return name, *inputs(one.modality), samples, images, console.percent(one.valid)
 
 
-def _print_model(found: "ModelInfo") -> None:
+def print_model(found: "ModelInfo") -> None:
+    """What a model is."""
     console.print_facts({"model": found.name, "LICENCE": found.licence, "path": str(found.path)})
     console.print_facts(
         {
             "task": found.task or "none yet: an encoder to start from",
             "classes": ", ".join(found.classes) or "-",
             "preset": "custom" if found.spec.get("custom") else str(found.spec.get("preset", "-")),
-            "parameters": f"{_millions(found)}, {_size(found.bytes)}",
+            "parameters": f"{_millions(found)}, {_size(found.bytes)} on disk",
+            "speed here": _speed(found),
             "written by": f"skysense {found.skysense}",
             "digest": found.digest,
         }
     )
-    rows = [(name, *_inputs(modality)) for name, modality in found.modalities.items()]
+    rows = [(name, *inputs(modality)) for name, modality in found.modalities.items()]
     console.print_table("Input", ("modality", "bands", "level", "unit", "pixel"), rows)
     console.print_facts({key.replace("_", " "): str(value) for key, value in found.training.items()})
     scores = {
@@ -170,7 +88,8 @@ def _print_model(found: "ModelInfo") -> None:
         console.print_classes("Classes", found.metrics)
 
 
-def _print_run(found: "RunInfo") -> None:
+def print_run(found: "RunInfo") -> None:
+    """How far a run is."""
     console.print_facts(
         {
             "run": str(found.path),
@@ -188,7 +107,8 @@ def _print_run(found: "RunInfo") -> None:
     console.print_table("Models", ("model", "task", "licence", "parameters", "scores"), rows)
 
 
-def _print_raster(found: "RasterInfo") -> None:
+def print_raster(found: "RasterInfo") -> None:
+    """What a raster is, and who reads it."""
     corner = ", ".join(f"{edge:.8g}" for edge in found.bounds)
     facts = {
         "raster": found.path + (f" ({found.files} files)" if found.files > 1 else ""),
@@ -234,7 +154,8 @@ def _stored(found: "RasterInfo") -> str:
     return ", ".join((how, one.compression or "not compressed", blocks, overviews, nodata))
 
 
-def _print_machine(found: "MachineInfo") -> None:
+def print_machine(found: "MachineInfo") -> None:
+    """What computes here."""
     console.print_facts(
         {
             "skysense": found.skysense,
@@ -259,16 +180,16 @@ def _dates(days: Sequence[str], undated: int) -> str:
     return ", ".join([*([shown] if days else []), *([f"{undated} not dated"] if undated else [])])
 
 
-def _inputs(modality: "Modality") -> Sequence[str]:
+def inputs(modality: "Modality") -> Sequence[str]:
     """Bands, level, unit and pixel size."""
     return ", ".join(modality.band_names), modality.level, modality.unit, f"{modality.gsd:g} m"
 
 
-def _print_bars(title: str, counts: Mapping[str, int]) -> None:
+def print_bars(title: str, counts: Mapping[str, int]) -> None:
     """A bar chart in letters."""
     most, total = max(counts.values(), default=0) or 1, sum(counts.values())
     rows = [
-        (name, f"{count:,}", _share(count, total), "█" * round(BAR * count / most) or "▏" * (count > 0))
+        (name, f"{count:,}", share_of(count, total), "█" * round(BAR * count / most) or "▏" * (count > 0))
         for name, count in counts.items()
     ]
     console.print_bars(title, rows)
@@ -294,12 +215,24 @@ def _listed(counts: Mapping[str, int]) -> str:
     return ", ".join(shown) + ", ..." * (len(counts) > 6)
 
 
-def _share(count: int, total: int) -> str:
+def share_of(count: int, total: int) -> str:
     return console.percent(count / total) if total else "-"
 
 
 def _millions(model: "ModelInfo") -> str:
     return "not counted" if model.parameters is None else f"{model.parameters / 1e6:,.2f} M"
+
+
+def _speed(model: "ModelInfo") -> str:
+    one = model.speed
+    if one is None:
+        return "not measured: --speed"
+    series = f" of {one.dates} dates" if one.dates > 1 else ""
+    threads = f", {one.threads} threads" if one.device == "cpu" else ""
+    return (
+        f"{one.windows_per_s:.3g} windows/s ({one.window} x {one.window} pixels{series}), {one.megapixels_per_s:.3g} "
+        f"Mpx/s of a map, on {one.device}{threads}, {one.precision}"
+    )
 
 
 def _size(count: float) -> str:
