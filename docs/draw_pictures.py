@@ -1,6 +1,6 @@
 """Draws the pictures of the pages in docs/tasks from real data: trains small models and looks at what they answer.
 
-    python docs/draw_pictures.py DATA WORK [change] [crop]
+    python docs/draw_pictures.py DATA WORK [change] [crop] [regression]
 
 DATA is the folder of real imagery that the tests use, WORK takes runs and rasters (what is there is not made again). A
 picture takes some minutes on two cores. The commands are those of the pages.
@@ -15,6 +15,7 @@ from pathlib import Path
 import geopandas as gpd
 import numpy as np
 import rasterio
+import torch
 import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -23,7 +24,10 @@ from PIL import Image
 from rasterio import features
 from shapely.geometry import shape
 
-from skysense_core import checkpoint, modalities
+from skysense_core import checkpoint, modalities, sources
+from skysense_core.config import load_toml
+from skysense_core.data.loader import evaluation_loader
+from skysense_core.tasks import evaluation_chips
 
 IMAGES = Path(__file__).with_name("images")
 NANO = ("--preset", "nano", "--batch-size", "8")
@@ -162,9 +166,41 @@ def crop(data: Path, work: Path) -> None:
     save(figure, "crop")
 
 
+def answers(run: Path, part: str) -> tuple[np.ndarray, np.ndarray]:
+    """What the best model of a run says of a part, and what is true: (samples, numbers) each."""
+    loaded = checkpoint.load_model(run, torch.device("cpu"))
+    _, source = sources.from_table(load_toml(run / "config.toml")["data"])
+    chips = evaluation_chips(loaded.task, source.open(part, loaded.modalities), loaded.modalities)
+    said, true = [], []
+    for batch in evaluation_loader(chips, batch_size=32, workers=0):
+        with torch.inference_mode():
+            said.append(loaded.task.scores(loaded.model, batch).flatten(2).mean(2))
+        true.append(batch.target.float().flatten(1))
+    return torch.cat(said).numpy(), torch.cat(true).numpy()
+
+
+def regression(data: Path, work: Path) -> None:
+    """Live fuel moisture: sites that have not trained."""
+    root = Path(__file__).resolve().parents[1] / "benchmarks"
+    fuel, table = data / "sits_pixel" / "presto_fuel_moisture", work / "fuel.parquet"
+    subprocess.run([sys.executable, root / "fuel.py", fuel, table], check=True)
+    words = ("--config", root / "tasks" / "fuel.toml", "--data", table, "--preset", "nano", "--batch-size", 32)
+    run = train(work / "fuel", "--task", "regression", *words, "--steps", 300, "--set", "augment.turns=false")
+    said, true = answers(run, "test")
+    said, true = said[:, 0], true[:, 0]
+    spread = 1 - ((said - true) ** 2).sum() / ((true - true.mean()) ** 2).sum()
+    figure = Figure(figsize=(4.2, 3.9), layout="constrained")
+    axes = figure.add_subplot()
+    axes.scatter(true, said, s=5, alpha=0.4, linewidths=0)
+    axes.axline((100, 100), slope=1, color="0.5", linewidth=1, linestyle=":")
+    axes.set(xlim=(0, 300), ylim=(0, 300), xlabel="measured, percent", ylabel="model, percent")
+    axes.set_title(f"{len(true)} samples of sites that have not trained: R2 {spread:.2f}", fontsize=9)
+    save(figure, "regression")
+
+
 def main() -> None:
     data, work, *wanted = sys.argv[1:]
-    drawn = {one.__name__: one for one in (change, crop)}
+    drawn = {one.__name__: one for one in (change, crop, regression)}
     Path(work).mkdir(parents=True, exist_ok=True)
     for name in wanted or drawn:
         drawn[name](Path(data).resolve(), Path(work).resolve())
