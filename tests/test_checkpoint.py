@@ -56,10 +56,12 @@ def edit(folder: Path, change: Callable[[dict[str, Any]], Any]) -> None:
     config.write_toml(folder / "model.toml", table)
 
 
-def test_a_saved_model_comes_back_with_identical_logits(folder: Path) -> None:
+def test_a_saved_model_comes_back_with_identical_weights(folder: Path) -> None:
     loaded = checkpoint.load_model(folder, CPU)
-    with torch.no_grad():
-        assert torch.equal(loaded.model(batch()), built()(batch()))
+    ours = built().state_dict()
+    assert all(torch.equal(tensor, ours[name]) for name, tensor in loaded.model.state_dict().items())
+    with torch.no_grad():  # some CPUs add numbers of mapped files, which begin anywhere, in another order
+        torch.testing.assert_close(loaded.model(batch()), built()(batch()), atol=1e-5, rtol=0)
     assert loaded.task == TASK
     assert not loaded.model.training
     assert loaded.modalities == built().encoder.modalities
