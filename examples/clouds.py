@@ -13,6 +13,10 @@ are asked about the same points. Radar stays. Two models learn from clouds of al
 s2 and s1, and each is tested under every share. Real clouds come in spells and hide neighbours together: these are
 kinder. Further options are those of `skysense finetune`.
 
+The 100 steps show the way and no result: on the points of Canada 100 of 16 left a nano model of s2 alone at the
+commonest class, and 600 of 32 brought one of both to an accuracy of 0.72. Conclude from lines well above that of the
+commonest class.
+
 STUDY/ then holds the tables, two runs, scores.csv and clouds.png. What is finished stays: run it again after a stop.
 """
 
@@ -63,12 +67,13 @@ def main() -> None:
             if not (out / "metrics.json").exists():
                 data = str(tables[f"test-{share:g}"])
                 skysense("evaluate", "--model", str(run), "--data", data, "--split", "test", "--out", str(out))
-            score = json.loads((out / "metrics.json").read_text())["scores"]["model"][given.score]
-            rows.append({"sensors": SENSORS[sensors], "clouds": share, given.score: score})
+            scores = json.loads((out / "metrics.json").read_text())["scores"]
+            score, floor = scores["model"][given.score], scores["majority"][given.score]
+            rows.append({"sensors": SENSORS[sensors], "clouds": share, given.score: score, "majority": floor})
             print(f"{SENSORS[sensors]}, {share:.0%} of the dates under clouds: {given.score} {score:.3f}", flush=True)
-    scores = pd.DataFrame(rows)
-    scores.to_csv(given.out / "scores.csv", index=False)
-    draw(scores, given.score, given.out / "clouds.png")
+    found = pd.DataFrame(rows)
+    found.to_csv(given.out / "scores.csv", index=False)
+    draw(found, given.score, given.out / "clouds.png")
 
 
 def clouded(table: pd.DataFrame, share: "float | pd.Series", id_column: str, optical: str) -> pd.DataFrame:
@@ -90,6 +95,7 @@ def draw(scores: pd.DataFrame, score: str, path: Path) -> None:
     axes = figure.add_subplot()
     for sensors, own in scores.groupby("sensors", sort=False):
         axes.plot(100 * own["clouds"], own[score], marker="o", label=sensors)
+    axes.axhline(scores["majority"].iloc[0], color="0.5", linestyle=":", label="commonest class")
     axes.set(xlabel="dates of Sentinel-2 under clouds, percent", ylabel=f"{score} of the test part")
     axes.grid(alpha=0.3)
     axes.legend(frameon=False)

@@ -10,7 +10,7 @@
 Further options are those of `skysense finetune`, the same for all runs. All are tested on the same test part, which
 MODEL must not have seen with labels. STUDY/ then holds a run for each, scores.csv and label_fraction.png. What is
 finished stays: run it again after a stop, or with more shares. A minute of steps shows the way, not what many labels
-can do: give --steps the hundreds that a training needs before a conclusion is drawn.
+can do: give --steps the hundreds that a training needs, and conclude from lines well above that of the commonest class.
 """
 
 import argparse
@@ -44,8 +44,9 @@ def main() -> None:
                 train = ["--label-fraction", f"{share:g}", *init, "--out", str(run), *resume]
                 skysense("finetune", *options, *train)
                 skysense("evaluate", "--model", str(run), "--split", "test")
-            score = json.loads(metrics.read_text())["scores"]["model"][given.score]
-            rows.append({"share": share, "start": start, given.score: score})
+            scores = json.loads(metrics.read_text())["scores"]
+            score, floor = scores["model"][given.score], scores["majority"][given.score]
+            rows.append({"share": share, "start": start, given.score: score, "majority": floor})
             print(f"{share:.0%} of the labels, {start}: {given.score} {score:.3f}", flush=True)
     table = pd.DataFrame(rows)
     table.to_csv(given.out / "scores.csv", index=False)
@@ -61,6 +62,7 @@ def draw(table: pd.DataFrame, score: str, path: Path) -> None:
     axes = figure.add_subplot()
     for start, own in table.groupby("start", sort=False):
         axes.plot(100 * own["share"], own[score], marker="o", label=start)
+    axes.axhline(table["majority"].iloc[0], color="0.5", linestyle=":", label="commonest class")
     axes.set_xscale("log")
     shares = 100 * table["share"].unique()
     axes.set_xticks(shares, [f"{share:g}" for share in shares])
