@@ -142,9 +142,10 @@ def state(run: Path) -> dict[str, torch.Tensor]:
 
 
 def assert_close(run: Path, other: Path) -> None:
-    """Rounding differs, and a parameter whose gradient is nothing but rounding may move by the learning rate."""
+    """Rounding differs (a loss by 0.25 % on some CPUs), and a parameter whose gradient is nothing but rounding may move
+    by the learning rate."""
     for step, found in losses(run).items():
-        assert losses(other)[step] == pytest.approx(found, rel=2e-3), step
+        assert losses(other)[step] == pytest.approx(found, rel=5e-3), step
     first, second = (load_file(folder / "last" / "model.safetensors") for folder in (run, other))
     assert first.keys() == second.keys()
     for name, tensor in first.items():
