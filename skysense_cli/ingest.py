@@ -290,6 +290,8 @@ def _print_estimate(one: "Estimate", *, json: bool) -> None:
 
 
 def _print(result: "IngestResult") -> None:
+    from skysense_core.info.stored import training_from_store
+
     names = {"train": "train", "val": "val", "test": "test", "": "between parts"}
     splits = ", ".join(f"{result.splits[part]:,} {name}" for part, name in names.items() if part in result.splits)
     reused = f", {result.reused:,} reused" if result.reused else ""
@@ -304,6 +306,6 @@ def _print(result: "IngestResult") -> None:
             "shards": f"{result.shards:,}{reused}, {result.size / 2**20:,.1f} MiB",
             "time": f"{result.seconds:.1f} s",
             "store": str(result.store),
-            "next": f"skysense {'finetune --task landcover' if labelled else 'pretrain'} --data {result.store}",
+            "next": training_from_store(result.store, labelled=labelled > 0),
         }
     )

@@ -191,6 +191,7 @@ class Trainer:
         batches = iter(self.batches(step * config.passes))
         first = list(islice(batches, 1 if step < self.steps else 0))
         begin(self.folder, self.written, resume=resume)
+        runtime.keep_freed_memory()
         peak = config.peak_tflops * 1e12 if config.peak_tflops else runtime.peak_flops(self.device, config.precision)
         counted = first and parallel.highest(int(peak is not None), self.device)
         flops = self._count(first[0]) if counted else 0.0

@@ -30,6 +30,7 @@ from skysense_core.data.store import FAILURES, load_description, read_index
 from skysense_core.errors import SkysenseError, UsageError
 from skysense_core.geo.raster import open_stack
 from skysense_core.geo.vector import rasterize
+from skysense_core.info import info, next_command
 from skysense_core.ingest import IngestConfig, IngestResult, ingest
 from skysense_core.ingest.layout import LayoutWork
 from skysense_core.ingest.pack import WORK
@@ -196,6 +197,22 @@ def test_labels_travel_with_the_samples(tmp_path: Path, write_raster: Write) -> 
         counts += np.bincount(expected.ravel(), minlength=256)[:2]
     assert list(result.classes.values()) == counts.tolist()
     assert abs(counts[1] - 3600) < 400  # 600 m x 600 m
+
+
+def test_ingest_and_info_name_the_same_next_command(
+    tmp_path: Path, write_raster: Write, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    path, fields, store = scene(tmp_path, write_raster), tmp_path / "fields.gpkg", tmp_path / "store"
+    ground = shapely.box(500_100, 5_000_000, 500_700, 5_000_600)
+    gpd.GeoDataFrame({"crop": ["wheat"]}, geometry=[ground], crs="EPSG:32633").to_file(fields)
+    words = ["ingest", f"s2={path}", "--labels", str(fields), "--label-column", "crop", "--size", "16"]
+    monkeypatch.setenv("COLUMNS", "400")
+    monkeypatch.setattr(sys, "argv", ["skysense", *words, "--out", str(store)])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 0
+    (line,) = [line for line in capfd.readouterr().out.splitlines() if line.startswith("next")]
+    assert line.split(maxsplit=1)[1].strip() == next_command(info(str(store)))
 
 
 def test_labels_count_in_every_zone_and_may_lie_in_one_alone(tmp_path: Path, write_raster: Write) -> None:

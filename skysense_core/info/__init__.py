@@ -16,7 +16,7 @@ from skysense_core.geo.paths import RASTERS, is_plain
 from skysense_core.info.dataset import DatasetInfo, look_at_dataset, training_command
 from skysense_core.info.machine import MachineInfo
 from skysense_core.info.scene import RasterInfo, look_at
-from skysense_core.info.stored import StoreInfo
+from skysense_core.info.stored import StoreInfo, training_from_store
 from skysense_core.info.trained import ModelInfo, RunInfo, look_at_model, look_at_run
 from skysense_core.runs import CONFIG
 
@@ -132,10 +132,8 @@ def _called(model: Description) -> str:
 def next_command(found: Info) -> str | None:
     """What one would run next, with what is found; capitals stand for what only the user knows."""
     match found:
-        case StoreInfo() if found.labels:
-            return f"skysense finetune --task segmentation --data {found.path} --out RUN"
         case StoreInfo():
-            return f"skysense pretrain --data {found.path} --out RUN"
+            return training_from_store(found.path, labelled=bool(found.labels))
         case ModelInfo(task=None):
             return f"skysense finetune --task TASK --data DATA --init {found.path} --out RUN"
         case ModelInfo():

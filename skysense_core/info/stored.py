@@ -42,3 +42,9 @@ class StoreInfo:
     bytes: int
     failures: int
     """Inputs that could not be read."""
+
+
+def training_from_store(store: Path, *, labelled: bool) -> str:
+    """The training that could follow."""
+    verb = "finetune --task segmentation" if labelled else "pretrain"
+    return f"skysense {verb} --data {store} --out RUN"
