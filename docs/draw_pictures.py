@@ -1,6 +1,6 @@
 """Draws the pictures of the pages in docs/tasks from real data: trains small models and looks at what they answer.
 
-    python docs/draw_pictures.py DATA WORK [change] [crop] [regression]
+    python docs/draw_pictures.py DATA WORK [change] [crop] [multilabel] [regression]
 
 DATA is the folder of real imagery that the tests use, WORK takes runs and rasters (what is there is not made again). A
 picture takes some minutes on two cores. The commands are those of the pages.
@@ -179,6 +179,33 @@ def answers(run: Path, part: str) -> tuple[np.ndarray, np.ndarray]:
     return torch.cat(said).numpy(), torch.cat(true).numpy()
 
 
+def multilabel(data: Path, work: Path) -> None:
+    """Three patches of BigEarthNet, learnt by heart: what an answer looks like."""
+    root = Path(__file__).resolve().parents[1] / "benchmarks"
+    name, layouts = "bigearthnet-v1", data / "layouts"
+    subprocess.run([sys.executable, root / "overfit.py", layouts, work / "overfit", "--sets", name], check=True)
+    run = work / "overfit" / name
+    said, true = answers(run, "test")
+    classes = checkpoint.load_description(run / "best").classes
+    loaded = checkpoint.load_model(run, torch.device("cpu"))
+    _, source = sources.from_table(load_toml(run / "config.toml")["data"])
+    split = source.open("test", loaded.modalities)
+    figure = Figure(figsize=(7.2, 4.6), layout="constrained")
+    for index, (picture, bars) in enumerate(figure.subplots(len(split), 2, width_ratios=(1, 2.4))):
+        sample = split[index]
+        bands = loaded.modalities["s2"].band_names
+        pixels = sample.epochs[0]["s2"].pixels[0][[bands.index(band) for band in ("B04", "B03", "B02")]]
+        low, high = np.percentile(pixels, (1, 99), axis=(1, 2), keepdims=True)
+        show(picture, np.clip((pixels - low) / (high - low), 0, 1).transpose(1, 2, 0))
+        order = np.argsort(said[index])[::-1][:5][::-1]
+        colours = ["#1f78b4" if true[index, code] else "#bdbdbd" for code in order]
+        bars.barh([classes[code].split(",")[0] for code in order], said[index, order], color=colours)
+        bars.set(xlim=(0, 1))
+        bars.tick_params(labelsize=8)
+    figure.axes[-1].set_xlabel("probability; blue: a label of the patch", fontsize=8)
+    save(figure, "multilabel")
+
+
 def regression(data: Path, work: Path) -> None:
     """Live fuel moisture: sites that have not trained."""
     root = Path(__file__).resolve().parents[1] / "benchmarks"
@@ -200,7 +227,7 @@ def regression(data: Path, work: Path) -> None:
 
 def main() -> None:
     data, work, *wanted = sys.argv[1:]
-    drawn = {one.__name__: one for one in (change, crop, regression)}
+    drawn = {one.__name__: one for one in (change, crop, multilabel, regression)}
     Path(work).mkdir(parents=True, exist_ok=True)
     for name in wanted or drawn:
         drawn[name](Path(data).resolve(), Path(work).resolve())

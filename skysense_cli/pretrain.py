@@ -61,10 +61,10 @@ def pretrain(
         int | None, typer.Option(min=0, metavar="N", help="Of everything random.", rich_help_panel=options.TRAINING)
     ] = None,
     probe: Annotated[
-        str | None,
+        list[str] | None,
         typer.Option(
-            metavar="DATA",
-            help="A labelled data set on which frozen features are tried as training goes on.",
+            metavar="PATH",
+            help="Labelled data, named as by --data, on which frozen features are tried as training goes on.",
             rich_help_panel=options.TRAINING,
         ),
     ] = None,
@@ -175,7 +175,7 @@ def pretrain(
             "shard_model": shard_model or None,
         },
         "export_every": export_every,
-        "probe": {"data": {"path": probe}} if probe else None,
+        "probe": {"data": tables.data(inputs=probe, option="--probe")} if probe else None,
         "device": device,
         "workers": workers,
         "resume": resume,

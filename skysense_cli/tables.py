@@ -76,25 +76,29 @@ def read(
 def data(
     *,
     inputs: Sequence[str] | None,
-    labels: Path | None,
-    label_column: str | None,
-    unlabelled: str | None,
-    classes: str | None,
-    source: str | None,
-    split_by: str | None,
-    fold: int | None,
-    reading: Table,
+    labels: Path | None = None,
+    label_column: str | None = None,
+    unlabelled: str | None = None,
+    classes: str | None = None,
+    source: str | None = None,
+    split_by: str | None = None,
+    fold: int | None = None,
+    reading: Table | None = None,
+    option: str = "--data",
 ) -> Table:
-    """The `[data]` table: what was given, under the names of the sources' fields. Raises UsageError for bad values."""
+    """A `[data]` table: what was given, under the names of the sources' fields. Raises UsageError for bad values.
+
+    `option` is what the inputs were given by.
+    """
     found = by_modality(inputs)
     paths = found.pop("", ())
     if len(paths) > 1:
         raise UsageError(
-            f"--data was given {len(paths)} data sets: {', '.join(paths)}",
-            fix="Give one, or rasters as MODALITY=PATH, e.g. --data s2=scene/",
+            f"{option} was given {len(paths)} data sets: {', '.join(paths)}",
+            fix=f"Give one, or rasters as MODALITY=PATH, e.g. {option} s2=scene/",
         )
     if paths and (found or (labels is not None and Path(paths[0]).suffix != ".toml")):
-        raise UsageError(f"--data {paths[0]}: of which modality is it?", fix=f"For example --data s2={paths[0]}")
+        raise UsageError(f"{option} {paths[0]}: of which modality is it?", fix=f"For example {option} s2={paths[0]}")
     table = {
         "source": source or ("scenes" if found else None),
         "path": paths[0] if paths else None,
