@@ -108,7 +108,7 @@ def main() -> None:
             *(word for given in options.set for word in ("--set", given)),
         )  # fmt: skip
         beside = [] if options.boxes else ["--baselines"]
-        run("skysense", "evaluate", "--model", model, "--data", data, "--split", "test", *beside)
+        run("skysense", "evaluate", "--model", model, "--split", "test", *beside)
 
 
 if __name__ == "__main__":
