@@ -182,6 +182,20 @@ def test_dates_are_a_sorted_subset_without_empty_ones() -> None:
     assert len(transforms.subsample_dates(sample, {"s2": 20}).epochs[0]["s2"].days) == 7
 
 
+def test_dates_are_dropped_with_their_chance_and_one_stays() -> None:
+    sample = sample_of((4, 4), dates=10, hr=False)
+    raster, rng = sample.epochs[0]["s2"], np.random.default_rng(0)
+    counts = []
+    for _ in range(400):
+        kept = transforms.drop_dates(sample, 0.4, rng).epochs[0]["s2"]
+        at = np.searchsorted(raster.days, kept.days)
+        np.testing.assert_array_equal(kept.days, raster.days[at])
+        np.testing.assert_array_equal(kept.pixels, raster.pixels[at])
+        counts.append(len(at))
+    assert abs(np.mean(counts) - 6) < 0.3  # four standard errors
+    assert {len(transforms.drop_dates(sample, 0.999, rng).epochs[0]["s2"].days) for _ in range(50)} == {1}
+
+
 def test_a_series_without_a_valid_pixel_keeps_one_date() -> None:
     sample = sample_of((4, 4), dates=3, hr=False)
     sample.epochs[0]["s2"].valid[:] = False

@@ -44,6 +44,8 @@ class Augment:
     """Largest share of an image's light that becomes an even veil."""
     scale: Annotated[float, Field(ge=1, le=4)] = 1.0
     """Ground is shown up to so many times larger or smaller; 1.25 is a mild choice."""
+    dates: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Chance of every date of a series to be left out, as clouds would have it; one always stays."""
 
 
 def window_of(modalities: Mapping[str, Modality], split: Split, *, whole: bool = False) -> int:
@@ -104,6 +106,8 @@ class TrainingChips(Dataset[tuple[Sample, np.ndarray]]):
         else:
             sample = transforms.random_crop(sample, reference, self.window, rng)
         sample = transforms.subsample_dates(sample, _most_dates(self.modalities), rng)
+        if augment.dates:
+            sample = transforms.drop_dates(sample, augment.dates, rng)
         if augment.turns:
             sample = transforms.random_turn(sample, rng)
         if augment.swap and rng.random() < 0.5:

@@ -187,6 +187,17 @@ def subsample_dates(sample: Sample, most: Mapping[str, int], rng: np.random.Gene
     return replace(sample, epochs=tuple(epochs))
 
 
+def drop_dates(sample: Sample, share: float, rng: np.random.Generator) -> Sample:
+    """Every date of a series is left out with the chance `share`, as clouds would have it; one always stays."""
+
+    def dropped(raster: Raster) -> Raster:
+        kept = rng.random(len(raster.days)) >= share
+        kept[rng.integers(len(kept))] |= not kept.any()
+        return raster if kept.all() else _dates(raster, np.flatnonzero(kept))
+
+    return _each_raster(sample, dropped)
+
+
 def random_contrast(
     sample: Sample, modalities: Mapping[str, Modality], strength: float, rng: np.random.Generator
 ) -> Sample:
