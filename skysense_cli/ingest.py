@@ -117,7 +117,7 @@ def ingest(
         str | None,
         typer.Option(
             metavar="METRES",
-            help="Side of the blocks of ground that train, validate or test: 500m, else 10km.",
+            help="Side of the blocks of ground that train, validate or test: 500m; else 10km, less on little ground.",
             rich_help_panel=STORE,
         ),
     ] = None,

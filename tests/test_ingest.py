@@ -292,6 +292,15 @@ def test_parts_lie_apart_and_every_one_has_samples(tmp_path: Path, write_raster:
         assert left < 0.7
 
 
+def test_little_ground_is_dealt_in_smaller_blocks(tmp_path: Path, write_raster: Write) -> None:
+    path = scene(tmp_path, write_raster, grid=GeoBox((384, 384), GRID.affine, GRID.crs))  # 3.84 km, 576 footprints
+    run(tmp_path / "store", {"s2": str(path)}, buffer=0.0, val_share=0.1, test_share=0.1)
+    shares = gpd.read_parquet(tmp_path / "store" / "index.parquet")["split"].value_counts(normalize=True)
+    assert shares["train"] > 0.6
+    assert 0.03 < shares["val"] < 0.25
+    assert 0.03 < shares["test"] < 0.25
+
+
 def test_a_data_set_is_stored_with_its_parts_labels_and_grids(tmp_path: Path) -> None:
     folder = write_pastis(tmp_path / "pastis")
     result = ingest(IngestConfig(out=tmp_path / "store", inputs={"": str(folder)}, shard_size=2))

@@ -54,8 +54,9 @@ class IngestConfig:
     """Least share of valid pixels of a date within a sample; dates with less are dropped."""
     max_dates: Count | None = None
     """Most dates of a modality in a sample; evenly spaced ones are kept."""
-    split_block: Annotated[float, Field(gt=0)] = 10_000.0
-    """Metres along the blocks that are dealt to train, val and test."""
+    split_block: Annotated[float, Field(gt=0)] | None = None
+    """Metres along the blocks that are dealt to train, val and test; not given: 10 km, less where that makes but a
+    few."""
     val_share: Share = 0.1
     test_share: Share = 0.1
     """Of the blocks."""

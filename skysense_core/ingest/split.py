@@ -5,6 +5,7 @@ the buffer belong to none. Test keeps all of its samples, validation yields to t
 """
 
 import hashlib
+import logging
 import math
 from collections.abc import Sequence
 
@@ -16,6 +17,14 @@ from shapely import STRtree
 from skysense_core.errors import SkysenseError
 from skysense_core.ingest.grid import Cells
 
+log = logging.getLogger(__name__)
+
+LARGEST = 10_000.0
+"""Metres along a block where there is ground enough."""
+ENOUGH = 20
+"""Blocks from which on a tenth of them is about a tenth of the ground."""
+LEAST = 3
+"""Footprints along the smallest block: the strip between parts takes one from each side."""
 SHARED = 0.01
 """Ground of the smaller of two samples, as a share, from which on they show the same."""
 ORDER = ("test", "val", "train")
@@ -23,12 +32,14 @@ NONE = ""
 
 
 def deal(
-    cells: Sequence[Cells], *, block: float, val_share: float, test_share: float, buffer: float, seed: int
+    cells: Sequence[Cells], *, block: float | None, val_share: float, test_share: float, buffer: float, seed: int
 ) -> list[list[str]]:
     """The part of every cell, in the order of `cells`: train, val, test or empty.
 
-    A block is drawn by its place and the seed alone: more ground around it changes little.
+    A block is drawn by its place and the seed alone: more ground around it changes little. Without a `block` its side
+    is 10 km, halved on little ground until there are enough of them.
     """
+    block = block or _fitting(cells)
     keys = [[(one.crs, *place) for place in _blocks(one, block)] for one in cells]
     drawn = sorted({key for some in keys for key in some}, key=lambda key: _draw(seed, key))
     test, val = (max(round(share * len(drawn)), 1) if share else 0 for share in (test_share, val_share))
@@ -36,6 +47,16 @@ def deal(
     parts = [np.array([part_of[key] for key in some], dtype=object) for some in keys]
     _make_room(cells, parts, buffer)
     return [part.tolist() for part in parts]
+
+
+def _fitting(cells: Sequence[Cells]) -> float:
+    block = LARGEST
+    least = LEAST * max((one.lattice.side for one in cells), default=0.0)
+    while len({(one.crs, *place) for one in cells for place in _blocks(one, block)}) < ENOUGH and block / 2 >= least:
+        block /= 2
+    if block < LARGEST:
+        log.info("blocks of %.4g km are dealt to train, val and test", block / 1000)
+    return block
 
 
 def _blocks(cells: Cells, block: float) -> list[tuple[int, int]]:
