@@ -100,7 +100,7 @@ def data(
     if paths and (found or (labels is not None and Path(paths[0]).suffix != ".toml")):
         raise UsageError(f"{option} {paths[0]}: of which modality is it?", fix=f"For example {option} s2={paths[0]}")
     table = {
-        "source": source or ("scenes" if found else None),
+        "source": source,
         "path": paths[0] if paths else None,
         "rasters": found or None,
         "labels": None if labels is None else str(labels),

@@ -136,8 +136,9 @@ def _data(given: EvaluateConfig, loaded: LoadedModel, run: Path | None) -> dict[
     """
     recorded = config.load_toml(run / CONFIG)["data"] if run else {}
     if {"path", "rasters"} & given.data.keys():
-        source = given.data.get("source") or sources.detect(Path(given.data["path"]))
-        same = source == recorded.get("source")
+        source, known = sources.name_of(given.data), recorded.get("source")
+        # What a run read as objects looks like scenes with labelled areas, unless another source is named.
+        same = source == known or ("source" not in given.data and known and sources.specialises(known, source))
         recorded = {key: value for key, value in recorded.items() if same and key not in WHERE}
     data = config.merge(recorded, given.data)
     if not data:

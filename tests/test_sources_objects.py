@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import geopandas as gpd
 import numpy as np
@@ -10,8 +11,10 @@ import pytest
 import shapely
 from odc.geo.geobox import GeoBox
 
-from skysense_core import modalities, sources
+from skysense_core import config, modalities, sources
 from skysense_core.errors import SkysenseError, UsageError
+from skysense_core.evaluate import EvaluateConfig, evaluate
+from skysense_core.finetune import FinetuneConfig, finetune
 from skysense_core.geo import boxes
 from skysense_core.sources.coco import Coco
 from skysense_core.sources.dior import Dior
@@ -228,7 +231,8 @@ def test_fair1m(tmp_path: Path, write_raster: Callable[..., Path]) -> None:
         Fair1m(path=folder).open("train", HR)
 
 
-def test_polygons_over_a_raster_are_objects_each_once(tmp_path: Path, write_raster: Callable[..., Path]) -> None:
+def houses(tmp_path: Path, write_raster: Callable[..., Path]) -> tuple[dict[str, Any], list[shapely.Polygon]]:
+    """A raster of 700 x 300 pixels of 0.3 m and sixty turned rectangles of 3 x 6 m, which may overlap."""
     grid = GeoBox.from_bbox((500000, 5000000, 500000 + 0.3 * 700, 5000000 + 0.3 * 300), "EPSG:32632", resolution=0.3)
     pixels = np.random.default_rng(0).integers(1, 255, (3, *grid.shape)).astype(np.uint8)
     raster = write_raster(tmp_path / "a.tif", pixels, grid, names=("red", "green", "blue"))
@@ -237,9 +241,33 @@ def test_polygons_over_a_raster_are_objects_each_once(tmp_path: Path, write_rast
         shapes.append(shapely.affinity.rotate(shapely.box(x, y, x + 6, y + 3), rng.uniform(0, 180)))
     frame = gpd.GeoDataFrame({"kind": ["house"] * 60}, geometry=shapes, crs=32632).to_crs(4326)
     frame.to_file(tmp_path / "houses.gpkg")
+    return {"rasters": {"hr": str(raster)}, "labels": str(tmp_path / "houses.gpkg"), "label_column": "kind"}, shapes
+
+
+def test_a_run_on_polygons_is_measured_on_other_rasters_as_objects_too(
+    tmp_path: Path, write_raster: Callable[..., Path]
+) -> None:
+    where, _ = houses(tmp_path, write_raster)
+    given = {
+        "data": {"source": "vector_boxes", **where, "block": 1, "classes": {"house": "roof"}},
+        "out": tmp_path / "run", "task": {"name": "oriented_detection"}, "model": {"preset": "nano"},
+        "modalities": {"hr": {"window": 64}}, "train": {"steps": 1, "batch_size": 1}, "device": "cpu",
+    }  # fmt: skip
+    model = finetune(config.build(FinetuneConfig, given)).model
+    elsewhere = write(tmp_path / "scenes.toml", '[[scene]]\nhr = "a.tif"\nlabels = "houses.gpkg"\nsplit = "test"\n')
+    for number, data in enumerate(({"path": str(elsewhere)}, {"rasters": where["rasters"], "labels": where["labels"]})):
+        found = evaluate(EvaluateConfig(model=model, data=data, out=tmp_path / f"{number}", device="cpu"))
+        assert "roof" in found.scores["model"]["classes"]
+    areas = {"source": "scenes", "path": str(elsewhere), "label_column": "kind", "unlabelled": "background"}
+    with pytest.raises(UsageError, match="the model has roof"):
+        evaluate(EvaluateConfig(model=model, data=areas, out=tmp_path / "areas", device="cpu"))
+
+
+def test_polygons_over_a_raster_are_objects_each_once(tmp_path: Path, write_raster: Callable[..., Path]) -> None:
+    where, shapes = houses(tmp_path, write_raster)
     hr = {"hr": modalities.load("hr", {"window": 96})}
-    table = {"source": "vector_boxes", "rasters": {"hr": str(raster)}, "labels": str(tmp_path / "houses.gpkg")}
-    _, source = sources.from_table({**table, "label_column": "kind", "block": 1, "val_share": 0.1, "test_share": 0.8})
+    table = {"source": "vector_boxes", **where}
+    _, source = sources.from_table({**table, "block": 1, "val_share": 0.1, "test_share": 0.8})
     assert isinstance(source, VectorBoxes)
     test = source.open("test", hr)
     assert test.classes == ("house",)
@@ -254,7 +282,7 @@ def test_polygons_over_a_raster_are_objects_each_once(tmp_path: Path, write_rast
     x, y = whole.affine * tuple(test.label(index).corners[0].mean(axis=0) + np.array([place.col, place.row]))
     assert min(shape.centroid.distance(shapely.Point(x, y)) for shape in shapes) < 0.05
     assert len(np.concatenate([one for split in ("train", "val", "test") for one in _once(source, split, hr)])) <= 60
-    _, areas = sources.from_table({**table, "label_column": "kind", "unlabelled": "ignore"})
+    _, areas = sources.from_table({**table, "unlabelled": "ignore"})
     with pytest.raises(UsageError, match="no object"):
         areas.open("train", hr)
 

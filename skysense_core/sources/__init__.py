@@ -99,15 +99,26 @@ def from_table(table: Mapping[str, Any]) -> tuple[str, Source]:
 
     Raises UsageError for an unknown source, layout or field.
     """
-    fields = dict(table)
-    name = fields.pop("source", None)
-    if name is None:
-        if "path" not in fields and not fields.get("rasters"):
-            raise UsageError("no data given", fix="For example --data FOLDER or --data s2=FOLDER --labels FILE")
-        path = fields.get("path")
-        remote = path is not None and is_remote(str(path))  # of all layouts, only a store is read over a network
-        name = "scenes" if path is None else "store" if remote else detect(Path(path))
+    name = name_of(table)
+    fields = {key: value for key, value in table.items() if key != "source"}
     return name, config.build(registry.load("sources", name), fields, "data")
+
+
+def name_of(table: Mapping[str, Any]) -> str:
+    """The name of the source that a `[data]` table describes. Raises as `from_table` does."""
+    if table.get("source") is not None:
+        return str(table["source"])
+    if "path" not in table and not table.get("rasters"):
+        raise UsageError("no data given", fix="For example --data FOLDER or --data s2=FOLDER --labels FILE")
+    path = table.get("path")
+    remote = path is not None and is_remote(str(path))  # of all layouts, only a store is read over a network
+    return "scenes" if path is None else "store" if remote else detect(Path(path))
+
+
+def specialises(name: str, base: str) -> bool:
+    """Whether a source reads what another one reads, as `vector_boxes` the files of `scenes`; every one does so to
+    itself."""
+    return name == base or issubclass(registry.load("sources", name), registry.load("sources", base))
 
 
 def labelled(split: Split, name: str) -> Split:
