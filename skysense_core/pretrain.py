@@ -42,11 +42,16 @@ INSPECTED = 32
 class PretrainOptim(OptimConfig):
     """The `[optim]` table: DINO's values, which METHOD 3 gives where the paper gives none."""
 
-    lr: Annotated[float, Field(gt=0)] = 5e-4
+    lr: Annotated[float, Field(gt=0)] | None = None  # type: ignore[assignment]  # it follows from the batch size
+    """Highest learning rate; not given: 5e-4 for steps of 256 samples, and in proportion for others (DINO)."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.04
     final_weight_decay: Annotated[float, Field(ge=0)] | None = 0.4
     warmup: Annotated[float, Field(ge=0, le=1)] = 0.1
     clip: Annotated[float, Field(ge=0)] = 3.0
+
+    def completed(self, batch_size: int) -> "PretrainOptim":
+        """With the learning rate of a run whose steps see so many samples."""
+        return replace(self, lr=5e-4 * batch_size / 256) if self.lr is None else self
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -170,6 +175,7 @@ def _trained(given: PretrainConfig, device: torch.device) -> PretrainResult:
         data={"source": source_name, **config.to_table(source)},
         modalities={name: config.to_table(modality) for name, modality in wanted.items()},
         model=config.to_table(spec),
+        optim=given.optim.completed(given.train.batch_size),
         train=replace(given.train, steps=steps, epochs=None),
     )
 

@@ -94,6 +94,12 @@ def test_the_teacher_is_kept_as_a_model_without_a_task_together_with_its_prototy
     assert 0 < run.features[usage] <= 1
 
 
+def test_the_learning_rate_goes_with_the_batch_size(run: PretrainResult) -> None:
+    rates = [line["lr"] for line in trained(run.folder)]
+    assert max(rates) == pytest.approx(5e-4 * 2 / 256)
+    assert config.load_toml(run.folder / "config.toml")["optim"]["lr"] == max(rates)
+
+
 def test_fine_tuning_starts_from_it(run: PretrainResult, chips: Path, tmp_path: Path) -> None:
     table = {
         "data": {"path": str(chips), "modality": "s2"},
