@@ -12,6 +12,7 @@ from skysense_core import config, modalities
 from skysense_core.data.batch import Series
 from skysense_core.errors import SkysenseError, UsageError
 from skysense_core.model import fusion
+from skysense_core.model.dates import DateTable
 from skysense_core.model.decoders import Fcn, FeaturePyramid, UperNet
 from skysense_core.model.presets import PRESETS, FusionSpec, ModelSpec, PrototypeSpec, SwinSpec, VitSpec, preset
 from skysense_core.model.prototypes import Prototypes
@@ -300,6 +301,17 @@ def test_day_366_and_no_date() -> None:
     assert torch.equal(at(1, dated=False), at(200, dated=False))
     nn.init.zeros_(model.dates.table)
     assert torch.equal(at(1), at(100, dated=False))
+
+
+def test_dates_begin_as_seasons_in_which_days_of_one_month_are_alike() -> None:
+    table = DateTable(32, "seasons").table.detach()[0]
+    apart = torch.cdist(table, table)
+    assert apart[100, 104] < 0.5 * apart[100, 130]  # a month on is further than four days on
+    assert apart[0, 364] < 0.5 * apart[0, 30]  # a year is round
+    assert apart[0, 182] > 2 * apart[100, 104]
+    spec, s2 = ModelSpec(custom=SMALL), {"s2": ALL["s2"]}
+    assert SkySense(spec, s2).dates.table.any()
+    assert not SkySense(replace(spec, dates_start="zeros"), s2).dates.table.any()
 
 
 def test_dates_only_where_wanted() -> None:

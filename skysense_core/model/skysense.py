@@ -79,7 +79,7 @@ class SkySense(nn.Module):
                 if modality.encoder == "vit":
                     self.rise[name] = Rise(sizes.own.get(name, sizes.vit).width, sizes.channels)
             if spec.dates_on:
-                self.dates = DateTable(sizes.channels)
+                self.dates = DateTable(sizes.channels, spec.dates_start)
             self.fusion = Fusion(sizes.fusion, sizes.channels, drop_path=spec.drop_path)
             if spec.prototypes:
                 self.prototypes = Prototypes(sizes.prototypes, sizes.fusion.width)
