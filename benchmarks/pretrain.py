@@ -196,7 +196,7 @@ def whole_steps(
                 checkpoint_activations=tried.checkpoint,
                 compile=tried.compile,
             ),
-            optim_config=PretrainOptim(),
+            optim_config=PretrainOptim().completed(tried.batch_size),
             device=device,
             settings={},
             written={},
