@@ -138,7 +138,7 @@ def _data(given: EvaluateConfig, loaded: LoadedModel, run: Path | None) -> dict[
     if {"path", "rasters"} & given.data.keys():
         source, known = sources.name_of(given.data), recorded.get("source")
         # What a run read as objects looks like scenes with labelled areas, unless another source is named.
-        same = source == known or ("source" not in given.data and known and sources.specialises(known, source))
+        same = source == known or ("source" not in given.data and known and sources.stands_for(known, source))
         recorded = {key: value for key, value in recorded.items() if same and key not in WHERE}
     data = config.merge(recorded, given.data)
     if not data:

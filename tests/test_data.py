@@ -196,6 +196,23 @@ def test_dates_are_dropped_with_their_chance_and_one_stays() -> None:
     assert {len(transforms.drop_dates(sample, 0.999, rng).epochs[0]["s2"].days) for _ in range(50)} == {1}
 
 
+def test_training_leaves_dates_out_where_it_is_asked_to() -> None:
+    class Season(Drawn):
+        def __getitem__(self, index: int) -> Sample:
+            sample = super().__getitem__(index)
+            one = sample.epochs[0]["s2"]
+            ten = {name: np.repeat(getattr(one, name), 10, axis=0) for name in ("pixels", "valid", "dated")}
+            return replace(sample, epochs=({"s2": replace(one, days=17000 + np.arange(10), **ten)},))
+
+    def shown(augment: Augment) -> float:
+        season = {"s2": replace(S2, dates=10)}
+        chips = TrainingChips(Season(), season, encode, augment=augment, seed=3)
+        return float(np.mean([len(chips[0, draw][0].epochs[0]["s2"].days) for draw in range(20)]))
+
+    assert shown(Augment()) == 10
+    assert 3 < shown(Augment(dates=0.5)) < 7
+
+
 def test_a_series_without_a_valid_pixel_keeps_one_date() -> None:
     sample = sample_of((4, 4), dates=3, hr=False)
     sample.epochs[0]["s2"].valid[:] = False

@@ -82,7 +82,8 @@ def table(path: Path, out: Path, **changes: Any) -> dict[str, Any]:
             "save_every": 1,
             "log_every": 1,
         },
-        # Where weights hardly move, the one place with s1 of a pass has no deviation, and its scale is rounding.
+        # Weights have to move: what a head makes of the one place with s1 of a pass is next to nothing at first, so that
+        # its direction is rounding.
         "optim": {"lr": 5e-4},
         "device": "cpu",
     }

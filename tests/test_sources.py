@@ -50,6 +50,12 @@ def test_nothing_there(tmp_path: Path) -> None:
     assert error.value.exit_code == 1
 
 
+def test_only_what_no_layout_shows_stands_for_another_source() -> None:
+    assert sources.stands_for("vector_boxes", "scenes")
+    assert not sources.stands_for("eurosat", "class_folders")  # folders that look like EuroSAT are found as such
+    assert not sources.stands_for("vector_boxes", "coco")
+
+
 def test_a_data_table_names_its_source_or_shows_it(tmp_path: Path) -> None:
     path = str(folders(tmp_path / "a", "images", "masks"))
     name, source = sources.from_table({"path": path})

@@ -60,7 +60,7 @@ def open_result(path: str) -> Result:
             if not dataset.tags().get(SOFTWARE, "").startswith("skysense ") or dataset.nodata is None:
                 raise UsageError(
                     f"{path}: not a result of skysense predict",
-                    fix="Leave it out; other rasters are joined by gdalbuildvrt and gdal_translate.",
+                    fix="Give files that predict has written; gdalbuildvrt and gdal_translate join others.",
                 )
             grid = GeoBox(dataset.shape, dataset.transform, str(dataset.crs))
             return Result(path=path, grid=grid, product=_product(dataset))

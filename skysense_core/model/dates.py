@@ -1,19 +1,19 @@
 """When an image was taken: one learnable vector per day of the year, added to all of its tokens [P Eq. 2]."""
 
 import math
-from typing import Literal, TypeAlias
 
 import torch
 from einops import repeat
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from skysense_core.model.presets import DatesStart
+
 DAYS = 365
 FREQUENCIES = 6
 """Waves of one to so many periods a year: the fastest tells months apart."""
 HEIGHT = 0.5
 """Of the waves [A]."""
-Start: TypeAlias = Literal["seasons", "zeros"]
 
 
 class DateTable(nn.Module):
@@ -23,7 +23,7 @@ class DateTable(nn.Module):
     then lies between its neighbours, and the order of the dates shows from the first step on.
     """
 
-    def __init__(self, channels: int, start: Start) -> None:
+    def __init__(self, channels: int, start: DatesStart) -> None:
         super().__init__()
         self.start = start
         self.table = nn.Parameter(torch.empty(1, DAYS, channels))

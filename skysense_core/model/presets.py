@@ -4,9 +4,11 @@ Free of torch, so that a model folder can be described without it.
 """
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, TypeAlias
 
 from skysense_core.errors import unknown
+
+DatesStart: TypeAlias = Literal["seasons", "zeros"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -153,7 +155,7 @@ class ModelSpec:
     """Whether positions attend to the prototypes of their region; these mean something after pre-training only."""
     dates_on: Literal["all"] | tuple[str, ...] = "all"
     """Modalities whose tokens get a date: all as in the paper [P Eq. 2]; the authors' later code has ("s2",)."""
-    dates_start: Literal["seasons", "zeros"] = "seasons"
+    dates_start: DatesStart = "seasons"
     """What the table of dates holds before training: waves of the year [A], or zeros as in the paper [P]."""
     align: Literal["input", "features"] = "input"
     """Where pixel sizes meet: "input" demands images whose maps coincide, "features" resamples the maps [A]."""

@@ -115,10 +115,11 @@ def name_of(table: Mapping[str, Any]) -> str:
     return "scenes" if path is None else "store" if remote else detect(Path(path))
 
 
-def specialises(name: str, base: str) -> bool:
-    """Whether a source reads what another one reads, as `vector_boxes` the files of `scenes`; every one does so to
-    itself."""
-    return name == base or issubclass(registry.load("sources", name), registry.load("sources", base))
+def stands_for(name: str, found: str) -> bool:
+    """Whether a source that only the user can name reads the layout that was found, as `vector_boxes` that of
+    `scenes`."""
+    source = registry.load("sources", name)
+    return getattr(source, "only_named", False) and issubclass(source, registry.load("sources", found))
 
 
 def labelled(split: Split, name: str) -> Split:

@@ -40,12 +40,15 @@ class VectorBoxes(Scenes):
         where="your own rasters and polygons",
     )
 
+    only_named: ClassVar[bool] = True
+    """The same files may be labels of areas: only the user knows."""
+
     unlabelled: str = NOTHING
     """Stays as it is: what is no object is background."""
 
     @staticmethod
     def detect(path: Path) -> bool:
-        return False  # the same files may be labels of areas: only the user knows
+        return False
 
     def open(  # type: ignore[override]  # the samples of both are windows, but their labels differ
         self, split: PartName, modalities: Mapping[str, Modality]
