@@ -82,8 +82,8 @@ def table(path: Path, out: Path, **changes: Any) -> dict[str, Any]:
             "save_every": 1,
             "log_every": 1,
         },
-        # Weights have to move: what a head makes of the one place with s1 of a pass is next to nothing at first, and the
-        # direction of that is rounding.
+        # Weights have to move: what a head makes of the one place with s1 of a pass is next to nothing at first,
+        # and the direction of that is rounding.
         "optim": {"lr": 5e-4},
         "device": "cpu",
     }
